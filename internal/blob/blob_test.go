@@ -1,0 +1,98 @@
+package blob_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"syscall"
+	"testing"
+
+	"skimmer/internal/blob"
+	"skimmer/internal/blob/blobtest"
+)
+
+func memory(t *testing.T, contents [][]byte) (blob.Source, []blob.Ref) {
+	m := &blobtest.Memory{}
+	var refs []blob.Ref
+	for _, p := range contents {
+		refs = append(refs, m.Add(p))
+	}
+	return m, refs
+}
+
+func TestMemoryConforms(t *testing.T) { blobtest.Run(t, memory) }
+
+func TestMeterConformsAndCounts(t *testing.T) {
+	blobtest.Run(t, func(t *testing.T, contents [][]byte) (blob.Source, []blob.Ref) {
+		src, refs := memory(t, contents)
+		return blob.Meter(src, &blob.Counter{}), refs
+	})
+
+	var c blob.Counter
+	src, refs := memory(t, [][]byte{make([]byte, 1000)})
+	src = blob.Meter(src, &c)
+	b, err := src.Open(t.Context(), refs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := blob.ReadFull(t.Context(), b, make([]byte, 300), 500); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ReadRange(t.Context(), blob.Range{Off: 2000, Len: 1}); err == nil {
+		t.Fatal("range outside the blob was accepted")
+	}
+	got := fmt.Sprint(c.Opens.Load(), c.Reads.Load(), c.Bytes.Load(), c.Errors.Load())
+	if want := "1 2 300 1"; got != want {
+		t.Errorf("opens reads bytes errors = %s, want %s", got, want)
+	}
+}
+
+func TestKindOf(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want blob.Kind
+	}{
+		{blob.Errorf(blob.Busy, "x"), blob.Busy},
+		{fmt.Errorf("outer: %w", blob.Errorf(blob.Corrupt, "x")), blob.Corrupt},
+		{blob.Errorf(blob.Unavailable, "outer: %w", blob.Errorf(blob.Corrupt, "x")), blob.Unavailable},
+		{fmt.Errorf("outer: %w", blob.Forbidden), blob.Forbidden},
+		{context.Canceled, blob.Canceled},
+		{fmt.Errorf("x: %w", context.DeadlineExceeded), blob.Timeout},
+		{&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, blob.Full},
+		{fs.ErrNotExist, blob.NotFound},
+		{errors.New("x"), blob.Internal},
+	} {
+		if got := blob.KindOf(c.err); got != c.want {
+			t.Errorf("KindOf(%v) = %v, want %v", c.err, got, c.want)
+		}
+	}
+	for _, k := range blob.Kinds() {
+		if k.Error() == "" {
+			t.Errorf("kind %d has no name", k)
+		}
+		if err := blob.Errorf(k, "x"); !errors.Is(err, k) {
+			t.Errorf("an error of kind %v is not errors.Is that kind", k)
+		}
+	}
+}
+
+func TestReaderAt(t *testing.T) {
+	src, refs := memory(t, [][]byte{[]byte("0123456789")})
+	b, err := src.Open(t.Context(), refs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := blob.ReaderAt(t.Context(), b)
+	p := make([]byte, 4)
+	if n, err := r.ReadAt(p, 3); n != 4 || err != nil || string(p) != "3456" {
+		t.Errorf("ReadAt inside = %d, %v, %q", n, err, p)
+	}
+	if n, err := r.ReadAt(p, 8); n != 2 || err != io.EOF || string(p[:2]) != "89" {
+		t.Errorf("ReadAt across the end = %d, %v, %q", n, err, p[:n])
+	}
+	if n, err := r.ReadAt(p, 10); n != 0 || err != io.EOF {
+		t.Errorf("ReadAt at the end = %d, %v", n, err)
+	}
+}
