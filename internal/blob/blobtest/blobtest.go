@@ -95,7 +95,10 @@ func ranges(t *testing.T, open Open) {
 	const n = 5<<20 + 123
 	b, want := one(t, open, n)
 	rng := rand.New(rand.NewPCG(1, 2))
-	cases := []blob.Range{{0, 1}, {n - 1, 1}, {256<<10 - 1, 2}, {1 << 20, 1 << 20}, {n - 30<<10, 30 << 10}}
+	cases := []blob.Range{
+		{Off: 0, Len: 1}, {Off: n - 1, Len: 1}, {Off: 256<<10 - 1, Len: 2},
+		{Off: 1 << 20, Len: 1 << 20}, {Off: n - 30<<10, Len: 30 << 10},
+	}
 	for range 40 {
 		off := rng.Int64N(n)
 		cases = append(cases, blob.Range{Off: off, Len: 1 + rng.Int64N(min(n-off, 700<<10))})
@@ -118,7 +121,10 @@ func emptyRange(t *testing.T, open Open) {
 
 func outside(t *testing.T, open Open) {
 	b, _ := one(t, open, 1000)
-	for _, r := range []blob.Range{{-1, 1}, {0, -1}, {0, 1001}, {1001, 0}, {999, 2}, {1 << 62, 1 << 62}} {
+	for _, r := range []blob.Range{
+		{Off: -1, Len: 1}, {Off: 0, Len: -1}, {Off: 0, Len: 1001},
+		{Off: 1001, Len: 0}, {Off: 999, Len: 2}, {Off: 1 << 62, Len: 1 << 62},
+	} {
 		rc, err := b.ReadRange(t.Context(), r)
 		if err == nil {
 			rc.Close()
