@@ -94,6 +94,17 @@ type Blob interface {
 	Close() error
 }
 
+// Rejecter is implemented by blobs that keep what they read. Content below a
+// whole blob can be checked only by whoever knows what it should be, so that
+// one says when it is not.
+type Rejecter interface {
+	// Reject reports that the bytes of r, as this blob delivered them, are not
+	// what they should be: what is kept of them is forgotten, and the next
+	// read asks the source behind again. Rejecting what is not kept does
+	// nothing. Safe for concurrent use.
+	Reject(r Range)
+}
+
 // Range is the part [Off, Off+Len) of a blob, in bytes.
 type Range struct {
 	Off, Len int64
