@@ -80,7 +80,8 @@ type Xattr struct {
 
 // Index says where each byte of a layer's flat data comes from. Flat data is
 // the contents of the layer's regular files, one after another in the order
-// of the blob, each starting at a multiple of BlockSize, zeros between.
+// of the blob, each starting at a multiple of BlockSize. What no chunk covers,
+// between files and in holes of files, is zeros.
 type Index struct {
 	// Compression is what the streams are compressed with.
 	Compression Compression

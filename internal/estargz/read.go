@@ -1,0 +1,265 @@
+package estargz
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"skimmer/internal/blob"
+)
+
+// ErrNotLazy is in the chain of an error about a layer that cannot be used
+// lazily as it is: it has no table of contents, or the manifest promises no
+// digest for it. Such a layer is unpacked instead. Its kind is Invalid.
+var ErrNotLazy error = &blob.Error{Kind: blob.Invalid, Err: errors.New("layer is not lazily mountable")}
+
+// The annotations of a layer in an image manifest that promise its table of
+// contents.
+const (
+	// TOCDigestAnnotation holds the digest of the uncompressed TOC JSON.
+	TOCDigestAnnotation = "containerd.io/snapshot/stargz/toc.digest"
+	// UncompressedSizeAnnotation holds the length of the uncompressed layer in
+	// bytes.
+	UncompressedSizeAnnotation = "io.containers.estargz.uncompressed-size"
+	// ManifestChecksumAnnotation holds the digest of the compressed TOC of a
+	// zstd:chunked layer.
+	ManifestChecksumAnnotation = "io.containers.zstd-chunked.manifest-checksum"
+	// ManifestPositionAnnotation says where the compressed TOC of a
+	// zstd:chunked layer is, as "offset:length:uncompressed length:type".
+	ManifestPositionAnnotation = "io.containers.zstd-chunked.manifest-position"
+)
+
+// storagePrefix is what containers/storage starts the zstd:chunked annotations
+// with, where stargz-snapshotter has manifestPrefix.
+const (
+	storagePrefix  = "io.github.containers."
+	manifestPrefix = "io.containers."
+)
+
+const (
+	// minTail is the least that the speculative first read asks for.
+	minTail = 256 << 10
+	// tailDivisor makes the first read at least 1.5 % of the blob, which holds
+	// the table of contents of most layers.
+	tailDivisor = 1000 / 15
+	// maxTail bounds the first read, hints included.
+	maxTail = 64 << 20
+
+	// maxTOC is the largest table of contents in JSON, in bytes; about two
+	// million files.
+	maxTOC = 512 << 20
+	// maxTOCRatio is how many times a table of contents may shrink by
+	// compression once it is larger than freeTOC. Real ones shrink 5 to 40
+	// times; what exceeds this is made to fill memory.
+	maxTOCRatio = 256
+	freeTOC     = 16 << 20
+)
+
+// ReadOptions tunes ReadTOC; its zero value is good.
+type ReadOptions struct {
+	// TailSize is how many bytes from the end of the blob the first read asks
+	// for; 0 means max(256 KiB, 1.5 % of the blob). At most 64 MiB are read.
+	TailSize int64
+	// CompressedDigest is the digest of the compressed table of contents, which
+	// some zstd:chunked manifests promise instead of, or besides, that of the JSON.
+	CompressedDigest digest.Digest
+	// TOCOff and TOCSize say where in the blob a zstd:chunked manifest claims
+	// the compressed table of contents to be; 0 where it does not. Then the
+	// first read is exactly what is needed.
+	TOCOff, TOCSize int64
+}
+
+// Promised returns what the annotations of a layer in its manifest promise:
+// the digest of the table of contents, or the empty digest, and the options
+// to read it with. It understands the annotations of eStargz and both
+// spellings of zstd:chunked; a position that cannot be read is left out.
+func Promised(annotations map[string]string) (digest.Digest, ReadOptions) {
+	get := func(name string) string {
+		if v, ok := annotations[name]; ok {
+			return v
+		}
+		return annotations[storagePrefix+strings.TrimPrefix(name, manifestPrefix)]
+	}
+	opts := ReadOptions{CompressedDigest: digest.Digest(get(ManifestChecksumAnnotation))}
+	if words := strings.Split(get(ManifestPositionAnnotation), ":"); len(words) == 4 {
+		off, err1 := strconv.ParseInt(words[0], 10, 64)
+		size, err2 := strconv.ParseInt(words[1], 10, 64)
+		if err1 == nil && err2 == nil && off > 0 && size > 0 {
+			opts.TOCOff, opts.TOCSize = off, size
+		}
+	}
+	return digest.Digest(annotations[TOCDigestAnnotation]), opts
+}
+
+// ReadTOC reads, verifies and decodes the table of contents of b. It makes
+// one request for the end of the blob, and a second one only when the table
+// is longer than what that brought.
+//
+// want is the digest of the TOC JSON as the manifest promises it (see
+// Promised); where it is empty, opts.CompressedDigest must be there. Nothing
+// in the table is looked at before its digest has been checked.
+//
+// Errors: one that is ErrNotLazy for a blob without a footer and for a
+// manifest without a promise; Corrupt for content that does not match its
+// digest; Invalid for a table of contents that is what was promised but
+// makes no sense, or is larger than 512 MiB or compressed more than 256 fold
+// (beyond 16 MiB); and what b fails with.
+func ReadTOC(ctx context.Context, b blob.Blob, want digest.Digest, opts ReadOptions) (*TOC, error) {
+	if want == "" && opts.CompressedDigest == "" {
+		return nil, blob.Errorf(blob.Invalid, "read table of contents: manifest promises no digest for it: %w", ErrNotLazy)
+	}
+	for _, d := range []digest.Digest{want, opts.CompressedDigest} {
+		if d == "" {
+			continue
+		}
+		if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
+			return nil, blob.Errorf(blob.Invalid, "read table of contents: promised digest %q is not a SHA-256 digest", d)
+		}
+	}
+	tail, err := readTail(ctx, b, opts)
+	if err != nil {
+		return nil, fmt.Errorf("read table of contents: end of blob: %w", err)
+	}
+	loc, err := locate(tail, b.Size(), opts)
+	if errors.Is(err, errNoFooter) {
+		return nil, blob.Errorf(blob.Invalid, "read table of contents: blob has %w: %w", err, ErrNotLazy)
+	} else if err != nil {
+		return nil, blob.Errorf(blob.Invalid, "read table of contents: %w", err)
+	}
+	if want == "" && loc.compression != Zstd {
+		return nil, blob.Errorf(blob.Invalid, "read table of contents: manifest promises no digest for a gzip layer: %w", ErrNotLazy)
+	}
+	json, err := loc.read(ctx, b, tail, opts.CompressedDigest)
+	if err != nil {
+		return nil, fmt.Errorf("read table of contents: %w", err)
+	}
+	got := digest.FromBytes(json)
+	if want != "" && got != want {
+		return nil, blob.Errorf(blob.Corrupt, "read table of contents: its digest is %s, the manifest promises %s", got, want)
+	}
+	toc, err := decode(json, loc.compression, b.Size(), loc.payloadEnd)
+	if err != nil {
+		return nil, blob.Errorf(blob.Invalid, "decode table of contents: %w", err)
+	}
+	toc.Digest = got
+	return toc, nil
+}
+
+// readTail makes the speculative first read.
+func readTail(ctx context.Context, b blob.Blob, opts ReadOptions) ([]byte, error) {
+	size := b.Size()
+	n := max(minTail, size/tailDivisor)
+	switch {
+	case opts.TOCOff > 0 && opts.TOCOff < size:
+		n = size - opts.TOCOff
+	case opts.TailSize > 0:
+		n = opts.TailSize
+	}
+	tail := make([]byte, min(size, maxTail, max(n, maxFooterSize)))
+	return tail, blob.ReadFull(ctx, b, tail, size-int64(len(tail)))
+}
+
+// locate says where the table of contents is. The footer has the first word;
+// containers/storage may leave it out and rely on the manifest.
+func locate(tail []byte, size int64, opts ReadOptions) (location, error) {
+	loc, err := parseFooter(tail, size)
+	if errors.Is(err, errNoFooter) && opts.TOCOff > 0 && opts.TOCSize > 0 {
+		return zstdRange(uint64(opts.TOCOff), uint64(opts.TOCSize), size)
+	}
+	return loc, err
+}
+
+// read returns the TOC JSON at l of b, whose last bytes are tail. The
+// compressed bytes are held against compressed unless that is empty.
+func (l location) read(ctx context.Context, b blob.Blob, tail []byte, compressed digest.Digest) ([]byte, error) {
+	start := b.Size() - int64(len(tail))
+	src := &source{r: bytes.NewReader(nil)}
+	if l.off < start {
+		rc, err := b.ReadRange(ctx, blob.Range{Off: l.off, Len: min(l.size, start-l.off)})
+		if err != nil {
+			return nil, err
+		}
+		defer rc.Close()
+		src.r = rc
+	}
+	if end := l.off + l.size; end > start {
+		src.r = io.MultiReader(src.r, bytes.NewReader(tail[max(0, l.off-start):end-start]))
+	}
+	if compressed == "" || l.compression != Zstd {
+		json, err := l.decompress(src)
+		return json, readError(src, err)
+	}
+	verifier := compressed.Verifier()
+	json, err := l.decompress(io.TeeReader(src, verifier))
+	if err == nil {
+		_, err = io.Copy(verifier, src) // the decoder may stop before the end
+	}
+	if err == nil && !verifier.Verified() {
+		err = blob.Errorf(blob.Corrupt, "its compressed bytes do not have the digest %s that the manifest promises", compressed)
+	}
+	return json, readError(src, err)
+}
+
+// readError gives an error of decompressing src its kind.
+func readError(src *source, err error) error {
+	var be *blob.Error
+	switch {
+	case err == nil:
+		return nil
+	case src.err != nil:
+		return src.err
+	case errors.As(err, &be):
+		return err
+	}
+	return blob.Errorf(blob.Corrupt, "decompress it: %w", err)
+}
+
+// decompress returns the TOC JSON in the compressed bytes of r.
+func (l location) decompress(r io.Reader) ([]byte, error) {
+	limit := int64(maxTOC)
+	if l.size < maxTOC/maxTOCRatio {
+		limit = max(freeTOC, l.size*maxTOCRatio)
+	}
+	if l.compression == Zstd {
+		zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1),
+			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+		if err != nil {
+			return nil, err
+		}
+		defer zr.Close()
+		return readLimited(zr, limit)
+	}
+	zr, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, err
+	}
+	zr.Multistream(false)
+	tr := tar.NewReader(zr)
+	h, err := tr.Next()
+	if err != nil {
+		return nil, err
+	}
+	if h.Name != tocName {
+		return nil, fmt.Errorf("tar entry %q where %q should be", h.Name, tocName)
+	}
+	return readLimited(tr, limit)
+}
+
+// readLimited reads r to its end, which must come within limit.
+func readLimited(r io.Reader, limit int64) ([]byte, error) {
+	var buf bytes.Buffer
+	n, err := buf.ReadFrom(io.LimitReader(r, limit+1))
+	if err == nil && n > limit {
+		err = blob.Errorf(blob.Invalid, "it is larger than the %d bytes allowed for it", limit)
+	}
+	return buf.Bytes(), err
+}
