@@ -1,0 +1,127 @@
+package layerdev
+
+import "skimmer/internal/blob"
+
+const (
+	// maxCursors is how many sequential readers of one layer are told apart.
+	maxCursors = 8
+	// nearBytes is how far from where a reader was expected, in bytes of flat
+	// data, it may go on: the kernel's own readahead asks out of order.
+	nearBytes = 1 << 20
+	// firstWindow is what is fetched ahead of a reader that has just turned
+	// out to be sequential, in compressed bytes.
+	firstWindow = 256 << 10
+)
+
+// cursor follows one reader.
+type cursor struct {
+	next   int64 // where it will go on, if it is sequential
+	window int64 // compressed bytes to have ahead of it; 0 until it is
+	edge   int   // the first stream not yet fetched for it
+	used   uint64
+}
+
+// cursors follow the readers of a layer. Layer.mu guards it.
+type cursors struct {
+	all   [maxCursors]cursor
+	clock uint64
+}
+
+// find returns the cursor of whoever reads at off, or nil.
+func (cs *cursors) find(off int64) *cursor {
+	for i := range cs.all {
+		c := &cs.all[i]
+		if c.used != 0 && off >= c.next-nearBytes && off <= c.next+nearBytes {
+			return c
+		}
+	}
+	return nil
+}
+
+// target returns the blob offset up to which a reader of [off, end) has a
+// window; 0 for one that is not sequential.
+func (cs *cursors) target(c *contents, off, end int64) int64 {
+	cur := cs.find(off)
+	if cur == nil || cur.window == 0 {
+		return 0
+	}
+	return c.position(end) + cur.window
+}
+
+// position returns where in the blob the stream begins that holds off, or the
+// next that holds anything.
+func (c *contents) position(off int64) int64 {
+	chunk, _ := c.chunks(off, off+1)
+	if chunk == len(c.ix.Chunks) {
+		return c.ix.BlobSize
+	}
+	return c.ix.Streams[c.stream(chunk)].Off
+}
+
+// moved notes that [off, end) is being read and returns the reader's cursor.
+func (cs *cursors) moved(off, end, maxWindow int64) *cursor {
+	cs.clock++
+	cur := cs.find(off)
+	if cur == nil {
+		cur = &cs.all[0]
+		for i := range cs.all {
+			if cs.all[i].used < cur.used {
+				cur = &cs.all[i]
+			}
+		}
+		*cur = cursor{next: end, used: cs.clock}
+		return cur
+	}
+	cur.used = cs.clock
+	if end > cur.next {
+		cur.next = end
+		if cur.window == 0 {
+			cur.window = min(firstWindow, maxWindow)
+		}
+	}
+	return cur
+}
+
+// runAhead notes a read of what is present and keeps a sequential reader's
+// window full.
+func (l *Layer) runAhead(c *contents, off, end int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ahead(c, off, end)
+}
+
+// ahead notes a read and begins to fetch what its reader will want, once less
+// than half of its window is left; a window that was needed is doubled. What
+// it begins is prefetching: it is fetched as such. l.mu is held.
+func (l *Layer) ahead(c *contents, off, end int64) {
+	cur := l.cursors.moved(off, end, l.cfg.MaxReadahead)
+	if cur.window == 0 || c.missing.Load() == 0 {
+		return
+	}
+	streams := c.ix.Streams
+	here := c.position(cur.next)
+	for cur.edge < len(streams) && streams[cur.edge].Off < here {
+		cur.edge++
+	}
+	if cur.edge == len(streams) || streams[cur.edge].Off-here >= (cur.window+1)/2 {
+		return
+	}
+	began := false
+	for target := here + cur.window; cur.edge < len(streams) && streams[cur.edge].Off < target; {
+		if !l.idle(c, cur.edge) {
+			cur.edge++
+			continue
+		}
+		r := l.newRun(c, blob.Prefetch, cur.edge, func(next int, bytes int64) bool {
+			return streams[next].Off < target && bytes+streams[next].End-streams[next].Off <= maxRun
+		})
+		if !l.start(c, r) {
+			return
+		}
+		began = true
+		cur.edge = r.last() + 1
+	}
+	if began {
+		cur.window = min(2*cur.window, l.cfg.MaxReadahead)
+	}
+}

@@ -1,0 +1,308 @@
+package layerdev
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"skimmer/internal/blob"
+)
+
+const (
+	// neighbourStream and neighbourBytes bound the small streams behind a
+	// demanded one that are fetched with it: they cost next to nothing on the
+	// way, and are what is read next as often as not.
+	neighbourStream = 64 << 10
+	neighbourBytes  = 128 << 10
+	// maxRun is how many compressed bytes are fetched at once for a reader,
+	// laterRun for nobody who waits: short enough to be overtaken.
+	maxRun   = 8 << 20
+	laterRun = 4 << 20
+)
+
+// flight is the fetching of one stream. Whoever wants a chunk of it waits on
+// it.
+type flight struct {
+	// Constant.
+	stream int
+	later  bool          // not begun for a reader
+	landed chan struct{} // closed when over
+
+	// Layer.mu guards the rest.
+	wanted  map[int]chan struct{} // by chunk; closed when it can be had
+	loose   map[int][]byte        // chunks that found no place on the disk
+	over    bool
+	err     error // once over
+	refused bool  // once over: the source was told its bytes are wrong
+}
+
+// run is a sequence of adjacent streams that are fetched as one range.
+type run struct {
+	first   int
+	prio    blob.Priority
+	flights []*flight
+	over    func() // where set, called when all flights are over
+}
+
+// want is a part of the data that somebody reads.
+type want struct {
+	off, end    int64
+	first, last int // its chunks
+	prio        blob.Priority
+}
+
+var errIOTimeout = errors.New("no data within the I/O timeout")
+
+// demand fetches what is missing of w and waits until it is there.
+func (l *Layer) demand(ctx context.Context, c *contents, w want) ([]looseChunk, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.IOTimeout, errIOTimeout)
+	defer cancel()
+	if w.prio == blob.Demand {
+		l.stats.faults.Add(1)
+		l.pool.enter()
+		defer l.pool.leave()
+	}
+	start := time.Now()
+	defer func() { l.stats.wait(time.Since(start)) }()
+	l.startDemand(c, w)
+	var loose []looseChunk
+	for i := w.first; i < w.last; i++ {
+		if c.present.has(i) {
+			continue
+		}
+		data, err := l.await(ctx, c, w, i)
+		if err != nil {
+			return nil, l.waitFailed(c, i, err)
+		}
+		if data != nil {
+			loose = append(loose, looseChunk{c.ix.Chunks[i].DataOff, data})
+		}
+		if l.cfg.OnMiss != nil && w.prio == blob.Demand {
+			l.cfg.OnMiss(Miss{Chunk: i, Off: c.ix.Chunks[i].DataOff, At: start, Wait: time.Since(start)})
+		}
+	}
+	return loose, nil
+}
+
+// await waits for one chunk. It returns the chunk's bytes if they are not on
+// the disk. A fetch that failed and was not begun for a reader is tried again
+// as one that is, and so is one whose bytes the source now knows to be wrong.
+func (l *Layer) await(ctx context.Context, c *contents, w want, chunk int) ([]byte, error) {
+	l.stats.waits.Add(1)
+	mayRefuse := true
+	for {
+		l.mu.Lock()
+		if c.present.has(chunk) {
+			l.mu.Unlock()
+			return nil, nil
+		}
+		if data := l.pool.heldData(l, chunk); data != nil {
+			l.mu.Unlock()
+			return data, nil
+		}
+		f := l.flights[c.stream(chunk)]
+		if f == nil {
+			one := want{off: w.off, end: w.end, first: chunk, last: chunk + 1, prio: w.prio}
+			if f = l.startMissing(c, one); f == nil {
+				l.mu.Unlock()
+				return nil, errClosed
+			}
+		}
+		ready := f.want(chunk)
+		l.mu.Unlock()
+
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+
+		l.mu.Lock()
+		data, over, err := f.loose[chunk], f.over, f.err
+		refused := f.refused
+		l.mu.Unlock()
+		switch {
+		case c.present.has(chunk):
+			return nil, nil
+		case data != nil:
+			return data, nil
+		case over && err != nil && refused && mayRefuse:
+			mayRefuse = false
+		case over && err != nil && !f.later, over && errors.Is(err, errClosed):
+			return nil, err
+		case w.prio != blob.Demand && err != nil:
+			return nil, err
+		}
+	}
+}
+
+// errClosed is what readers of a layer get that is being closed.
+var errClosed = blob.Errorf(blob.Canceled, "layer is closed")
+
+// waitFailed counts and describes a failed wait for a chunk.
+func (l *Layer) waitFailed(c *contents, chunk int, err error) error {
+	off := c.ix.Chunks[chunk].DataOff
+	name := c.file(off)
+	kind := blob.KindOf(err)
+	if errors.Is(err, errIOTimeout) {
+		kind = blob.Timeout
+		l.stats.timeouts.Add(1)
+		l.stats.errors.Add(1)
+		l.log.Error("reader gave up waiting for data", "file", name, "chunk", chunk, "offset", off, "limit", l.cfg.IOTimeout)
+	}
+	return blob.Errorf(kind, "read %q of layer %s: %w", name, l.cfg.Name, err)
+}
+
+// startDemand begins to fetch all that is missing of w and not on its way,
+// and what a sequential reader will want next.
+func (l *Layer) startDemand(c *contents, w want) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.startMissing(c, w)
+	if w.prio == blob.Demand {
+		l.ahead(c, w.off, w.end)
+	}
+}
+
+// startMissing begins to fetch what is missing of w's chunks, with its small
+// neighbours, and returns the first flight it began. Whatever of w is under
+// way from then on counts as waited for. l.mu is held.
+func (l *Layer) startMissing(c *contents, w want) *flight {
+	lastStream := c.stream(w.last - 1)
+	target := int64(0)
+	if w.prio == blob.Demand {
+		target = l.cursors.target(c, w.off, w.end)
+	}
+	var first *flight
+	for i := w.first; i < w.last; {
+		s := c.stream(i)
+		i = int(c.ix.Streams[s].FirstChunk + c.ix.Streams[s].NumChunks)
+		if !l.idle(c, s) || l.heldStream(c, w, s) {
+			continue
+		}
+		r := l.newRun(c, w.prio, s, func(next int, bytes int64) bool {
+			st := c.ix.Streams[next]
+			switch {
+			case bytes+st.End-st.Off > maxRun:
+				return false
+			case next <= lastStream, st.End <= target:
+				return true
+			}
+			return w.prio == blob.Demand && st.End-st.Off <= neighbourStream &&
+				st.End-c.ix.Streams[max(s, lastStream)].End <= neighbourBytes
+		})
+		if !l.start(c, r) {
+			return nil
+		}
+		if first == nil {
+			first = r.flights[0]
+		}
+		i = max(i, int(c.ix.Streams[r.last()].FirstChunk+c.ix.Streams[r.last()].NumChunks))
+	}
+	for i := w.first; i < w.last; i++ {
+		if f := l.flights[c.stream(i)]; f != nil && !c.present.has(i) {
+			f.want(i)
+		}
+	}
+	return first
+}
+
+// want returns a channel that is closed when a chunk can be had, or cannot.
+// Layer.mu is held.
+func (f *flight) want(chunk int) chan struct{} {
+	ready := f.wanted[chunk]
+	if ready == nil {
+		ready = make(chan struct{})
+		f.wanted[chunk] = ready
+	}
+	return ready
+}
+
+// heldStream reports whether what w wants of a stream is in memory, the disk
+// being full. l.mu is held.
+func (l *Layer) heldStream(c *contents, w want, s int) bool {
+	st := c.ix.Streams[s]
+	from, to := max(w.first, int(st.FirstChunk)), min(w.last, int(st.FirstChunk+st.NumChunks))
+	for i := from; i < to; i++ {
+		if !c.present.has(i) && l.pool.heldData(l, i) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// idle reports whether something of a stream is missing that nobody fetches.
+// l.mu is held.
+func (l *Layer) idle(c *contents, stream int) bool {
+	return l.flights[stream] == nil && !c.streamDone(stream)
+}
+
+func (r *run) last() int { return r.first + len(r.flights) - 1 }
+
+// newRun makes a run of the idle streams from first on, as long as more wants
+// the next one, given how many bytes the run has without it. l.mu is held.
+func (l *Layer) newRun(c *contents, prio blob.Priority, first int, more func(next int, bytes int64) bool) *run {
+	r := &run{first: first, prio: prio}
+	for s := first; s < len(c.ix.Streams) && l.idle(c, s); s++ {
+		if s > first && !more(s, c.ix.Streams[s-1].End-c.ix.Streams[first].Off) {
+			break
+		}
+		r.flights = append(r.flights, &flight{
+			stream: s,
+			later:  prio != blob.Demand,
+			landed: make(chan struct{}),
+			wanted: make(map[int]chan struct{}),
+		})
+	}
+	return r
+}
+
+// start enters a run and begins to fetch it, unless the layer is closed. l.mu
+// is held.
+func (l *Layer) start(c *contents, r *run) bool {
+	ok := l.spawn(func() { l.fetch(c, r) })
+	if ok {
+		for _, f := range r.flights {
+			l.flights[f.stream] = f
+		}
+	}
+	return ok
+}
+
+// land ends a flight and wakes whoever still waits for a chunk of it.
+func (l *Layer) land(f *flight, err error, refused bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.flights, f.stream)
+	f.over, f.err, f.refused = true, err, refused
+	close(f.landed)
+	for chunk, ready := range f.wanted {
+		close(ready)
+		delete(f.wanted, chunk)
+	}
+}
+
+// arrived wakes whoever waits for a chunk. data is set where it is not on the
+// disk.
+func (l *Layer) arrived(f *flight, chunk int, data []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if data != nil {
+		if f.loose == nil {
+			f.loose = make(map[int][]byte)
+		}
+		f.loose[chunk] = data
+		l.pool.hold(l, chunk, data)
+	}
+	if ready := f.wanted[chunk]; ready != nil {
+		close(ready)
+		delete(f.wanted, chunk)
+	}
+}
+
+// wantedNow reports whether somebody waits for a chunk of f.
+func (l *Layer) wantedNow(f *flight, chunk int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return f.wanted[chunk] != nil
+}
