@@ -1,0 +1,204 @@
+package store
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+
+	"skimmer/internal/blob"
+)
+
+// errDropped says that a piece was not what its CRC promised and is gone now.
+var errDropped = errors.New("piece failed its CRC")
+
+// readPiece fills p, of the piece's length, with piece i and compares its
+// CRC. A piece that fails is dropped: errDropped. Caller holds e, not e.mu.
+func (e *entry) readPiece(i int, p []byte) error {
+	e.mu.Lock()
+	if !e.present.has(i) {
+		e.mu.Unlock()
+		return errDropped
+	}
+	crc := e.crcs[i]
+	err := e.openFiles()
+	data := e.data
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = data.readAt(p, e.geo.start(i))
+	if e.s.ctx.Err() != nil {
+		return e.s.errClosed()
+	}
+	good := err == nil && checksum(p) == crc
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.present.has(i) || e.crcs[i] != crc {
+		return errDropped // it is another one by now
+	}
+	if good {
+		e.checked.set(i)
+		return nil
+	}
+	if err == nil {
+		err = errDropped
+	}
+	e.damaged(i, err)
+	return errDropped
+}
+
+// damaged drops piece i, which cannot be read from disk. Caller holds e.mu.
+func (e *entry) damaged(i int, why error) {
+	if !e.present.has(i) {
+		return
+	}
+	e.s.count.crcFailures.Add(1)
+	e.s.log.Warn("a piece on disk is damaged: it will be fetched again", "digest", e.digest, "piece", i, "error", why)
+	e.drop(i)
+}
+
+// kickHash starts hashing what is there of the blob beyond what was hashed,
+// unless that is under way. Caller holds e.mu.
+func (e *entry) kickHash() {
+	if e.hashing || e.complete {
+		return
+	}
+	e.hashing = e.s.spawn(e, e.hash)
+}
+
+// hash reads the blob from disk, from where hashing stopped to the first
+// missing piece, and judges it at the end. What is judged is what the disk
+// gives back, which the page cache still has when pieces arrive in order.
+func (e *entry) hash() {
+	select {
+	case e.s.hashes <- struct{}{}:
+		defer func() { <-e.s.hashes }()
+	case <-e.s.ctx.Done():
+	}
+	buf := getBuffer(e.geo.pieceSize)
+	defer putBuffer(buf)
+	for e.hashNext(buf) {
+	}
+}
+
+// hashNext hashes one piece, and reports whether there is more to do. When
+// there is not, hashing is over.
+func (e *entry) hashNext(buf []byte) bool {
+	e.mu.Lock()
+	if e.stale || e.hasher == nil {
+		e.hasher, e.hashed, e.stale = e.digest.Algorithm().Hash(), 0, false
+	}
+	i := e.hashed
+	if i == e.geo.pieces {
+		e.mu.Unlock()
+		return e.judge()
+	}
+	if !e.present.has(i) || e.s.ctx.Err() != nil {
+		e.hashing = false
+		e.broadcast()
+		e.mu.Unlock()
+		return false
+	}
+	e.mu.Unlock()
+
+	p := buf[:e.geo.length(i)]
+	err := e.readPiece(i, p)
+	if err == nil {
+		_, err = e.hasher.Write(p)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case err == nil && !e.stale:
+		e.hashed++
+	case err != nil && err != errDropped:
+		e.s.log.Warn("cannot check a blob's digest", "digest", e.digest, "error", err)
+		e.hashing = false
+		e.broadcast()
+		return false
+	}
+	return true
+}
+
+// judge compares the digest of a blob all of which was hashed. It reports
+// whether hashing has to start over, because a piece was dropped meanwhile.
+func (e *entry) judge() (again bool) {
+	good := hex.EncodeToString(e.hasher.Sum(nil)) == e.digest.Encoded()
+	e.mu.Lock()
+	if e.stale {
+		e.mu.Unlock()
+		return true
+	}
+	e.hashing, e.hasher, e.hashed = false, nil, 0
+	e.complete = good
+	if !good {
+		e.s.count.digestFailures.Add(1)
+		e.s.log.Error("a blob is not what its digest promised: all of it is dropped",
+			"digest", e.digest, "repository", e.info.Repository)
+		if err := e.reset(); err != nil {
+			e.s.log.Warn("cannot drop it on disk", "digest", e.digest, "error", err)
+		}
+	}
+	e.broadcast()
+	e.mu.Unlock()
+	if good {
+		if err := e.persistComplete(); err != nil {
+			e.s.log.Warn("cannot note that a blob is complete: it will be checked again", "digest", e.digest, "error", err)
+		}
+	}
+	return false
+}
+
+// persistComplete makes a complete blob durable and then says that it is one.
+func (e *entry) persistComplete() error {
+	if err := e.checkpoint(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	if !e.complete {
+		e.mu.Unlock()
+		return nil
+	}
+	err := e.append(record{kind: recComplete})
+	journal := e.journal
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return journal.sync()
+}
+
+// errWrong says that the blob's content was dropped by judge.
+func (e *entry) errWrong() error {
+	return blob.Errorf(blob.Corrupt, "check digest of blob %s: its source sent something else", e.digest)
+}
+
+// verdict waits until the blob's digest was compared. It returns nil if it
+// was right or cannot be compared because a part is not held, and a Corrupt
+// error if the content was dropped since resets was read. Caller holds e, not
+// e.mu.
+func (e *entry) verdict(ctx context.Context, resets int) error {
+	for {
+		e.mu.Lock()
+		if e.resets != resets {
+			e.mu.Unlock()
+			return e.errWrong()
+		}
+		missing := e.missing() > 0
+		if !missing {
+			e.kickHash()
+		}
+		if e.complete || missing && len(e.flights) == 0 || !missing && !e.hashing {
+			e.mu.Unlock()
+			return nil
+		}
+		changed := e.wait()
+		e.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
