@@ -1,0 +1,210 @@
+package config
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// Peer configures the node daemon: skimmer peer, and the peer that skimmer up
+// runs.
+type Peer struct {
+	// DataDir is where everything is kept that outlives the process: blobs,
+	// file system metadata and what is mounted. One process uses it at a time,
+	// and its file system has to support sparse files.
+	DataDir string `yaml:"dataDir"`
+	// RunDir is where the control socket, skimmer.sock, is made. Nothing in it
+	// has to survive a reboot.
+	RunDir string `yaml:"runDir"`
+	// Verbose logs at level debug, whatever log.level says.
+	Verbose bool `yaml:"verbose"`
+	// PprofPort is the port on 127.0.0.1 for profiles, stack dumps and the log
+	// level of the running process; 0 turns it off.
+	PprofPort uint16  `yaml:"pprofPort"`
+	Log       Log     `yaml:"log"`
+	Metrics   Metrics `yaml:"metrics"`
+	Health    Health  `yaml:"health"`
+	Storage   Storage `yaml:"storage"`
+	Origin    Origin  `yaml:"origin"`
+	Lazy      Lazy    `yaml:"lazy"`
+}
+
+// Log is what the daemon writes to standard error.
+type Log struct {
+	// Format is how a line is written: text or json.
+	Format Format `yaml:"format"`
+	// Level is from which importance on lines are written: debug, info, warn
+	// or error.
+	Level Level `yaml:"level"`
+}
+
+// Metrics is where Prometheus finds the node's metrics, at /metrics.
+type Metrics struct {
+	// Server is the address they are served on.
+	Server Server `yaml:"server"`
+}
+
+// Health is where an orchestrator asks for /healthz (the process runs) and
+// /readyz (it can do its work).
+type Health struct {
+	// Server is the address it is served on.
+	Server Server `yaml:"server"`
+}
+
+// Server is an address to listen on.
+type Server struct {
+	// IP is the address of the interface; 0.0.0.0 is all of them, and :: is
+	// all of them with IPv6.
+	IP netip.Addr `yaml:"ip"`
+	// Port is the TCP port; 0 turns the server off.
+	Port uint16 `yaml:"port"`
+}
+
+// Address returns the address as net.Listen takes it; empty if the server is
+// off.
+func (s Server) Address() string {
+	if s.Port == 0 {
+		return ""
+	}
+	return net.JoinHostPort(s.IP.String(), strconv.Itoa(int(s.Port)))
+}
+
+// Validate implements Validator.
+func (s Server) Validate() error {
+	if s.Port != 0 && !s.IP.IsValid() {
+		return Invalid("ip", "is empty: use 0.0.0.0 for all interfaces, or port 0 for no server")
+	}
+	return nil
+}
+
+// Storage limits the blobs in dataDir. What is mounted or being read is never
+// removed, so these are aims, not walls; when the disk is full all the same,
+// reads pass through without being kept.
+type Storage struct {
+	// HighWater is how much blobs may take before the least recently used are
+	// removed; 0 is 80 % of the file system.
+	HighWater Bytes `yaml:"highWater"`
+	// LowWater is how much they take once that is done; 0 is 7/8 of highWater.
+	LowWater Bytes `yaml:"lowWater"`
+	// MinFree is how much of the file system is left to others; 0 is 2 % of
+	// it, at most 4GiB.
+	MinFree Bytes `yaml:"minFree"`
+}
+
+// Validate implements Validator.
+func (s Storage) Validate() error {
+	switch {
+	case s.LowWater != 0 && s.HighWater == 0:
+		return Invalid("lowWater", "is %v: needs highWater to be set too", s.LowWater)
+	case s.LowWater > s.HighWater:
+		return Invalid("lowWater", "is %v: must not be more than highWater, which is %v", s.LowWater, s.HighWater)
+	}
+	return nil
+}
+
+// Origin says how registries are reached. Proxies are taken from the
+// environment (HTTPS_PROXY, NO_PROXY), credentials from docker's config.json.
+type Origin struct {
+	// Insecure lists registries, as host or host:port, that are spoken to over
+	// plain HTTP. Those on this machine always are, unless caFiles names them.
+	Insecure []string `yaml:"insecure"`
+	// CAFiles maps registries, as host or host:port, to lists of PEM files
+	// with authorities that are trusted for them beside the system's own. The
+	// storage server a registry redirects to is a host of its own.
+	CAFiles map[string][]string `yaml:"caFiles"`
+	// ConnectTimeout limits making a connection, and the TLS handshake on it.
+	ConnectTimeout Duration `yaml:"connectTimeout"`
+	// HeaderTimeout limits the wait for the head of a response.
+	HeaderTimeout Duration `yaml:"headerTimeout"`
+	// IdleTimeout is how long the body of a response may bring nothing before
+	// it is given up and continued by another request.
+	IdleTimeout Duration `yaml:"idleTimeout"`
+	// Retries is how often a request is tried again, with growing pauses or as
+	// Retry-After asks, if it failed for a reason that may pass.
+	Retries uint8 `yaml:"retries"`
+	// MaxRetryAfter is the longest Retry-After that is waited for; a server
+	// that asks for more fails the request.
+	MaxRetryAfter Duration `yaml:"maxRetryAfter"`
+}
+
+// Validate implements Validator.
+func (o Origin) Validate() error {
+	return errors.Join(
+		positive("connectTimeout", o.ConnectTimeout),
+		positive("headerTimeout", o.HeaderTimeout),
+		positive("idleTimeout", o.IdleTimeout),
+		positive("maxRetryAfter", o.MaxRetryAfter),
+	)
+}
+
+// Lazy says how mounted images get their data.
+type Lazy struct {
+	// IOTimeout is how long a program that reads missing data waits before it
+	// gets an I/O error. Until then it cannot be killed.
+	IOTimeout Duration `yaml:"ioTimeout"`
+	// Background completes mounted images when nothing else is read, until
+	// they need neither network nor daemon.
+	Background bool `yaml:"background"`
+	// BackgroundDelay is how long nothing must have been read before that
+	// begins.
+	BackgroundDelay Duration `yaml:"backgroundDelay"`
+	// ReadAheadMax limits what a sequential reader makes the node fetch at
+	// once.
+	ReadAheadMax Bytes `yaml:"readAheadMax"`
+}
+
+// Validate implements Validator.
+func (l Lazy) Validate() error {
+	return errors.Join(
+		positive("ioTimeout", l.IOTimeout),
+		positive("backgroundDelay", l.BackgroundDelay),
+		positive("readAheadMax", l.ReadAheadMax),
+	)
+}
+
+func positive[T Duration | Bytes](key string, v T) error {
+	if v <= 0 {
+		return Invalid(key, "must be more than 0")
+	}
+	return nil
+}
+
+// DefaultPeer returns the configuration of a node with an empty file.
+func DefaultPeer() Peer {
+	everywhere := netip.IPv4Unspecified()
+	return Peer{
+		DataDir: "/var/lib/skimmer",
+		RunDir:  "/run/skimmer",
+		Log:     Log{Format: FormatText},
+		Metrics: Metrics{Server: Server{IP: everywhere, Port: 4002}},
+		Health:  Health{Server: Server{IP: everywhere, Port: 4003}},
+		Origin: Origin{
+			Insecure:       []string{},
+			CAFiles:        map[string][]string{},
+			ConnectTimeout: Duration(5 * time.Second),
+			HeaderTimeout:  Duration(20 * time.Second),
+			IdleTimeout:    Duration(20 * time.Second),
+			Retries:        4,
+			MaxRetryAfter:  Duration(time.Minute),
+		},
+		Lazy: Lazy{
+			IOTimeout:       Duration(5 * time.Minute),
+			Background:      true,
+			BackgroundDelay: Duration(5 * time.Second),
+			ReadAheadMax:    8 << 20,
+		},
+	}
+}
+
+// Validate implements Validator.
+func (p Peer) Validate() error {
+	var errs []error
+	for _, dir := range []struct{ key, value string }{{"dataDir", p.DataDir}, {"runDir", p.RunDir}} {
+		if dir.value == "" || dir.value[0] != '/' {
+			errs = append(errs, Invalid(dir.key, "is %q: must be an absolute path", dir.value))
+		}
+	}
+	return errors.Join(errs...)
+}
