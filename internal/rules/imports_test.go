@@ -1,0 +1,128 @@
+package rules
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// module is the name our own import paths start with.
+const module = "skimmer/"
+
+// layer is a row of the import table.
+type layer struct {
+	may []string // our packages it may import
+	why string
+}
+
+// layers is who may import whom. Imports run the way data does and only that
+// way, so that each part can be understood, tested and replaced with nothing
+// but what is below it. Tests may import anything: they put worlds together.
+var layers = map[string]layer{
+	"internal/blob":          {nil, "the words everybody uses depend on nobody's"},
+	"internal/blob/blobtest": {[]string{"internal/blob"}, "a conformance suite knows the contract and no implementation"},
+	"internal/config":        {nil, "files become structs here; cmd turns them into each package's own Config"},
+	"internal/daemon":        {nil, "starts and stops whatever it is given"},
+	"internal/telemetry":     {nil, "loggers and registries are handed to the data path, never fetched by it"},
+	"internal/origin":        {[]string{"internal/blob"}, "a Source of its own: what is above it must not matter"},
+	"internal/store":         {[]string{"internal/blob"}, "a Source over any Source"},
+	"internal/estargz":       {[]string{"internal/blob"}, "reads layers from any Source"},
+	"internal/erofs":         {[]string{"internal/blob", "internal/estargz"}, "metadata from TOCs; moves no bytes"},
+	"internal/layerdev/fuse": {nil, "the kernel's protocol, and nothing about what is served"},
+	"internal/layerdev": {[]string{"internal/blob", "internal/estargz", "internal/layerdev/fuse"},
+		"serves flat data of any layer; knows no images"},
+	"internal/image": {[]string{"internal/blob", "internal/estargz", "internal/erofs", "internal/layerdev"},
+		"puts layers together into mounts, over any Source"},
+	"internal/image/convert": {[]string{"internal/blob", "internal/estargz", "internal/origin"},
+		"reads and writes registries; mounts nothing"},
+	"internal/peer": {[]string{"internal/blob", "internal/origin", "internal/store", "internal/estargz",
+		"internal/erofs", "internal/layerdev", "internal/image"},
+		"the one place where the data path is stacked"},
+	"internal/lab":     {everything, "experiments run the whole product"},
+	"internal/testkit": {[]string{"internal/blob", "internal/blob/blobtest"}, "the world around us, not us"},
+	"internal/rules":   {nil, "looks at text"},
+	"scripts/testsum":  {nil, "a tool of the build"},
+	"test/e2e":         {nil, "drives the built binary as its users do"},
+	"cmd/skimmer":      {everything, "stacks the parts"},
+}
+
+// everything stands for all packages but those for tests.
+var everything = []string{"*"}
+
+// forTests lists what only tests, and each other, may import.
+var forTests = []string{"internal/testkit", "internal/blob/blobtest"}
+
+func TestImports(t *testing.T) {
+	dirs := packages(t)
+	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
+		row, ok := layers[dir]
+		if !ok {
+			t.Errorf("%s: not in the import table: add a row to layers that says what it may import, and why", dir)
+			continue
+		}
+		for _, f := range dirs[dir] {
+			for _, imp := range f.syntax.Imports {
+				name, _ := strconv.Unquote(imp.Path.Value)
+				name, ours := strings.CutPrefix(name, module)
+				if ours && !f.test && !row.allows(dir, name) {
+					t.Errorf("%s:%d: %s may not import %s (%s): define an interface where it is used, or move the code to whom it belongs",
+						f.path, f.line(imp.Pos()), dir, name, row.why)
+				}
+			}
+		}
+	}
+}
+
+func (l layer) allows(dir, name string) bool {
+	if slices.Contains(forTests, name) {
+		return slices.Contains(forTests, dir) && slices.Contains(l.may, name)
+	}
+	return slices.Contains(l.may, name) || slices.Equal(l.may, everything)
+}
+
+// TestImportTable checks the table itself: no rows about nothing, no circles.
+func TestImportTable(t *testing.T) {
+	for dir, row := range layers {
+		if row.why == "" {
+			t.Errorf("%s: row without a reason: say why", dir)
+		}
+		for _, name := range row.may {
+			if _, ok := layers[name]; !ok && name != "*" {
+				t.Errorf("%s: may import %s, which has no row", dir, name)
+			}
+			if slices.Contains(layers[name].may, dir) {
+				t.Errorf("%s and %s may import each other", dir, name)
+			}
+		}
+	}
+	dirs := packages(t)
+	for dir := range layers {
+		if len(dirs[dir]) == 0 {
+			t.Errorf("%s: row about a package that does not exist: delete it", dir)
+		}
+	}
+}
+
+func TestImportTableCanFail(t *testing.T) {
+	for _, c := range []struct {
+		dir, name string
+		want      bool
+	}{
+		{"internal/blob", "internal/config", false},
+		{"internal/store", "internal/blob", true},
+		{"internal/store", "internal/origin", false},
+		{"internal/image", "internal/telemetry", false},
+		{"internal/peer", "internal/testkit", false},
+		{"internal/testkit", "internal/blob/blobtest", true},
+		{"cmd/skimmer", "internal/peer", true},
+		{"cmd/skimmer", "internal/testkit", false},
+		{"cmd/skimmer", "internal/blob/blobtest", false},
+		{"internal/lab", "internal/testkit", false},
+	} {
+		if got := layers[c.dir].allows(c.dir, c.name); got != c.want {
+			t.Errorf("%s may import %s: %v, want %v", c.dir, c.name, got, c.want)
+		}
+	}
+}
