@@ -74,7 +74,14 @@ To try it on this machine, as root:
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(
+		newDocsCommand(a),
+		newImageCommand(a),
+		newMountCommand(a),
+		newStatusCommand(a),
+		newUmountCommand(a),
+		newUpCommand(a),
 		newVersionCommand(a),
 	)
+	addBuiltins(root)
 	return root
 }

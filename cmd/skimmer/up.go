@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"skimmer/internal/blob"
+	"skimmer/internal/config"
+	"skimmer/internal/daemon"
+	"skimmer/internal/origin"
+	"skimmer/internal/peer"
+	"skimmer/internal/store"
+	"skimmer/internal/telemetry"
+)
+
+// upOptions are the flags of "skimmer up".
+type upOptions struct {
+	config, dataDir, socket string
+	exitWhenIdle            bool
+}
+
+func newUpCommand(a *app) *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run everything in one process on this machine",
+		Long: `Run a node with embedded storage in the foreground until it is stopped with
+Ctrl-C. It keeps everything below one data directory and needs no
+configuration; /etc/skimmer/peer.yaml is read where it exists.
+
+A stopped node leaves complete images mounted, and takes the others away.`,
+		Example: `  skimmer up
+  skimmer up --data-dir /data/skimmer --verbose
+  skimmer up --config ./peer.yaml`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := o.load()
+			if err != nil {
+				return err
+			}
+			return a.up(cmd.Context(), cfg, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "", "configuration file (default "+defaultConfig+" where it exists)")
+	f.StringVar(&o.dataDir, "data-dir", "", "where everything is kept (default: dataDir of the configuration)")
+	f.StringVar(&o.socket, "socket", "", "control socket (default: skimmer.sock in runDir of the configuration)")
+	f.BoolVar(&o.exitWhenIdle, "exit-when-idle", false, "stop once nothing is mounted any more")
+	_ = f.MarkHidden("exit-when-idle")
+	_ = cmd.MarkFlagDirname("data-dir")
+	_ = cmd.MarkFlagFilename("config", "yaml")
+	return cmd
+}
+
+const defaultConfig = "/etc/skimmer/peer.yaml"
+
+// load reads the configuration and lets flags override it.
+func (o *upOptions) load() (config.Peer, error) {
+	cfg := config.DefaultPeer()
+	path := o.config
+	if path == "" {
+		if _, err := os.Stat(defaultConfig); err == nil {
+			path = defaultConfig
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return cfg, fmt.Errorf("read configuration: %w", err)
+		}
+	}
+	if path != "" {
+		if err := config.Load(path, &cfg); err != nil {
+			return cfg, err
+		}
+	}
+	if o.dataDir != "" {
+		dir, err := filepath.Abs(o.dataDir)
+		if err != nil {
+			return cfg, fmt.Errorf("read --data-dir: %w", err)
+		}
+		cfg.DataDir = dir
+	}
+	if o.socket == "" {
+		o.socket = filepath.Join(cfg.RunDir, filepath.Base(defaultSocket))
+	}
+	if o.exitWhenIdle {
+		// A peer started for one mount must not fight over ports with others.
+		cfg.Metrics.Server.Port, cfg.Health.Server.Port, cfg.PprofPort = 0, 0, 0
+	}
+	return cfg, nil
+}
+
+func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) error {
+	if os.Getuid() != 0 {
+		return errors.New("start the node: mounting needs root; run it with sudo")
+	}
+	level := new(slog.LevelVar)
+	level.Set(slog.Level(cfg.Log.Level))
+	if cfg.Verbose || a.verbose {
+		level.Set(slog.LevelDebug)
+	}
+	log := telemetry.Logger(a.stderr, cfg.Log.Format == config.FormatJSON, level)
+	p, err := newPeer(ctx, peerConfig(cfg, o, log))
+	if err != nil {
+		return err
+	}
+	metrics := telemetry.NewMetrics(version, revision())
+	if err := metrics.Register(peerMetrics(p)...); err != nil {
+		return errors.Join(err, p.Close())
+	}
+
+	// Started in this order, stopped in the reverse one: whoever asks whether
+	// the node is healthy is answered as long as the node runs.
+	group := daemon.New(log)
+	for _, s := range []struct {
+		name, addr string
+		handler    http.Handler
+	}{
+		{"health", cfg.Health.Server.Address(), group.Handler()},
+		{"metrics", cfg.Metrics.Server.Address(), metrics.Handler()},
+		{"debug", debugAddress(cfg), telemetry.Debug(level)},
+	} {
+		if s.addr != "" {
+			group.Add(daemon.HTTP(s.name, s.addr, s.handler, log))
+		}
+	}
+	group.Add(daemon.Service{Name: "peer", StopLimit: time.Minute, Run: func(ctx context.Context, ready func()) error {
+		return errors.Join(p.Run(ctx, ready), p.Close())
+	}})
+	// Where a service before the peer fails, Run of the peer is never called.
+	return errors.Join(group.Run(ctx), p.Close())
+}
+
+// handOver is how long a peer started for one mount waits for another such
+// peer, whose last mount has just gone, to let go of the data directory.
+const handOver = 20 * time.Second
+
+// newPeer opens the node, waiting for a peer that is about to end by itself.
+func newPeer(ctx context.Context, cfg peer.Config) (*peer.Peer, error) {
+	deadline := time.Now().Add(handOver)
+	for {
+		p, err := peer.New(cfg)
+		if blob.KindOf(err) != blob.Busy || !cfg.ExitWhenIdle || time.Now().After(deadline) {
+			return p, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func debugAddress(cfg config.Peer) string {
+	if cfg.PprofPort == 0 {
+		return ""
+	}
+	return telemetry.DebugAddress(cfg.PprofPort)
+}
+
+// peerConfig translates the configuration file into the node's own.
+func peerConfig(cfg config.Peer, o upOptions, log *slog.Logger) peer.Config {
+	c := peer.Config{
+		DataDir: cfg.DataDir,
+		Socket:  o.socket,
+		Origin: origin.Config{
+			Insecure:       cfg.Origin.Insecure,
+			CAFiles:        cfg.Origin.CAFiles,
+			ConnectTimeout: time.Duration(cfg.Origin.ConnectTimeout),
+			HeaderTimeout:  time.Duration(cfg.Origin.HeaderTimeout),
+			IdleTimeout:    time.Duration(cfg.Origin.IdleTimeout),
+			Retries:        int(cfg.Origin.Retries),
+			MaxRetryAfter:  time.Duration(cfg.Origin.MaxRetryAfter),
+		},
+		Store: store.Config{
+			HighWater: int64(cfg.Storage.HighWater),
+			LowWater:  int64(cfg.Storage.LowWater),
+			MinFree:   int64(cfg.Storage.MinFree),
+		},
+		IOTimeout:       time.Duration(cfg.Lazy.IOTimeout),
+		MaxReadahead:    int64(cfg.Lazy.ReadAheadMax),
+		Background:      cfg.Lazy.Background,
+		BackgroundDelay: time.Duration(cfg.Lazy.BackgroundDelay),
+		ExitWhenIdle:    o.exitWhenIdle,
+		Logger:          log,
+	}
+	if c.Origin.Retries == 0 {
+		c.Origin.Retries = -1 // there, 0 means the default
+	}
+	return c
+}
