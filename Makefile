@@ -1,0 +1,62 @@
+# Every target works from a clean clone. Targets that mount file systems or
+# need Debian packages run scripts/setup first, and need root.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+FUZZTIME ?= 10s
+BENCH ?= .
+
+.PHONY: help
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install the Debian packages that tests and demo use (root; no-op when all is there)
+	@scripts/setup
+
+.PHONY: build
+build: ## build bin/skimmer, one static binary
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/skimmer ./cmd/skimmer
+
+# Two runs, because they find different faults: everything at full speed
+# against the real kernel, then again under the race detector without what
+# only takes time there (tests that ask testing.Short).
+.PHONY: test
+test: setup ## run all tests, then the short ones again under the race detector (root)
+	@go vet ./...
+	@{ status=0; \
+	   go test -json -timeout 10m ./... || status=1; \
+	   go test -json -timeout 10m -race -short ./... || status=1; \
+	   exit $$status; } | go run ./scripts/testsum
+
+.PHONY: test-short
+test-short: ## run what is quick, without set-up
+	@go test -short ./...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck and the rules of internal/rules
+	@scripts/lint
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (default 10s) each
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: setup ## run the benchmarks that BENCH (a regular expression) matches (root)
+	@go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: docs
+docs: ## write the generated documentation: docs/config.md, docs/config/*.yaml, docs/commands.md
+	@go run ./cmd/skimmer docs docs
+
+.PHONY: demo
+demo: setup build ## mount a real image lazily on this machine and print what that cost (root)
+	@bin/skimmer demo
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	@rm -rf bin .cache
