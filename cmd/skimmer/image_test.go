@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"log"
 	"net/http/httptest"
@@ -234,4 +235,22 @@ func TestProgress(t *testing.T) {
 	}
 	var none *progress
 	none.close()
+}
+
+// TestImagePrivateCA converts to a registry with a private CA and inspects
+// there: two clients have to trust it.
+func TestImagePrivateCA(t *testing.T) {
+	srv := httptest.NewTLSServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer srv.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(ca, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	image := strings.TrimPrefix(srv.URL, "https://") + "/app:esgz"
+	mustRun(t, "", "image", "convert", "--ca-file", ca, savedImage(t), image)
+	stdout, _ := mustRun(t, "", "image", "inspect", "--ca-file", ca, image)
+	if !strings.Contains(stdout, ", lazily mountable") {
+		t.Errorf("inspect printed\n%s", stdout)
+	}
 }

@@ -75,6 +75,7 @@ To try it on this machine, as root:
 
 	root.AddCommand(
 		newDocsCommand(a),
+		newDemoCommand(a),
 		newImageCommand(a),
 		newMountCommand(a),
 		newStatusCommand(a),

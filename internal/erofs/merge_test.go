@@ -49,6 +49,7 @@ func stacks() map[string][]layer {
 		"files through symlinked parents":  {base, makeLayer(reg("lib/new", 1), reg("abslib/newer", 2), wh("lib/.wh.libc"))},
 		"symlink becomes a directory":      {base, makeLayer(dir("lib", 0o755), reg("lib/new", 1))},
 		"three layers":                     {base, makeLayer(wh(".wh.a"), reg("b/one", 1)), makeLayer(dir("a", 0o700), reg("a/again", 5), wh("b/.wh.two"))},
+		"deleted and made again at once":   {base, makeLayer(wh(".wh.gone"), reg("gone/again", 1), dir("gone", 0o711))},
 		"deleted and made again":           {base, makeLayer(wh(".wh.a")), makeLayer(dir("a", 0o755), dir("a/sub", 0o755), wh("a/.wh..wh..opq"), reg("a/sub/x", 1))},
 		"everything above and below":       {everything(), base, everything()},
 		"the same layer twice":             {base, base},

@@ -46,7 +46,7 @@ type BuildOptions struct {
 	// readers from before this feature cannot read such layers.
 	MinChunkSize int
 	// Level is the compression level: 1 to 9 for gzip, 1 to 22 for zstd; 0
-	// means 8 and 3.
+	// means 8 and 3. Level 9 of gzip takes six times as long as 8 for 0.3 %.
 	Level int
 	// Zstd makes a zstd:chunked layer instead of an eStargz one.
 	Zstd bool

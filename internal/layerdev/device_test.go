@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -300,15 +301,16 @@ func TestKilledReaderEnds(t *testing.T) {
 }
 
 func TestErrorsReachTheReader(t *testing.T) {
-	var kind blob.Kind
+	var fault atomic.Uint32
 	f := &memFile{p: make([]byte, 1<<20), wait: func(context.Context, int64) error {
-		return blob.Errorf(kind, "deliberate")
+		return blob.Errorf(blob.Kind(fault.Load()), "deliberate")
 	}}
 	d := mountDevice(t, fileSet{"f": f}, nil)
 	fd, err := unix.Open(d.Path("f"), unix.O_RDONLY|unix.O_DIRECT, 0)
 	must(t, err)
 	defer unix.Close(fd)
-	for _, kind = range blob.Kinds() {
+	for _, kind := range blob.Kinds() {
+		fault.Store(uint32(kind))
 		want, ok := errnos[kind]
 		if !ok {
 			t.Errorf("no errno for kind %v", kind)
@@ -332,7 +334,7 @@ func TestErrorsReachTheReader(t *testing.T) {
 func TestLayerErrorsThroughDevice(t *testing.T) {
 	tl := build(t, shape{sizes: []int{100 << 10, 100 << 10}, chunk: 100 << 10})
 	var mu sync.Mutex
-	fault := errors.New("none")
+	fault := blob.Errorf(blob.Unavailable, "deliberate")
 	src := &fakeBlob{p: tl.blob, gate: func(ctx context.Context, r blob.Range) error {
 		mu.Lock()
 		defer mu.Unlock()
@@ -340,7 +342,6 @@ func TestLayerErrorsThroughDevice(t *testing.T) {
 	}}
 	l := newLayer(t, tl, LayerConfig{Blob: src.open})
 	d := mountDevice(t, fileSet{"l": l}, nil)
-	fault = blob.Errorf(blob.Unavailable, "deliberate")
 	if _, err := os.ReadFile(d.Path("l")); !errors.Is(err, unix.EIO) {
 		t.Errorf("read: %v, want EIO", err)
 	}

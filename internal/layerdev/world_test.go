@@ -36,7 +36,21 @@ type testLayer struct {
 	flat []byte
 }
 
+// built keeps the layers tests share; nobody changes them.
+var built sync.Map
+
 func build(t testing.TB, s shape) *testLayer {
+	t.Helper()
+	key := fmt.Sprintf("%+v", s)
+	if tl, ok := built.Load(key); ok {
+		return tl.(*testLayer)
+	}
+	tl := buildAnew(t, s)
+	built.Store(key, tl)
+	return tl
+}
+
+func buildAnew(t testing.TB, s shape) *testLayer {
 	t.Helper()
 	contents := make(map[string][]byte)
 	var archive bytes.Buffer

@@ -7,6 +7,8 @@ import (
 	"skimmer/internal/blob"
 )
 
+var errReaderClosed = blob.Errorf(blob.Invalid, "read: reader is closed")
+
 // reader delivers one range: pieces that are there from disk, missing ones
 // from a flight while they arrive, and what cannot be kept from the source
 // itself.
@@ -77,7 +79,7 @@ func (r *reader) Close() error {
 		return nil
 	}
 	r.closed = true
-	r.fail(blob.Errorf(blob.Invalid, "read %v: reader is closed", r.h.ref))
+	r.fail(errReaderClosed)
 	r.h.unref()
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -81,11 +83,12 @@ type file interface {
 var retryDelays = []time.Duration{time.Second, 3 * time.Second, 9 * time.Second}
 
 // retry calls f until it succeeds, fails for good, or has been tried
-// len(delays)+1 times.
+// len(delays)+1 times. That nobody is there at all counts as for good: it is
+// mostly a wrong name, and whoever wrote it should not wait to learn that.
 func retry(ctx context.Context, delays []time.Duration, f func() error) error {
 	for _, d := range delays {
 		err := f()
-		if err == nil || ctx.Err() != nil || !blob.KindOf(err).Temporary() {
+		if err == nil || ctx.Err() != nil || !blob.KindOf(err).Temporary() || nobodyThere(err) {
 			return err
 		}
 		t := time.NewTimer(d)
@@ -102,6 +105,11 @@ func retry(ctx context.Context, delays []time.Duration, f func() error) error {
 // bytesContent is content that is at hand.
 func bytesContent(p []byte) content {
 	return content{open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }}
+}
+
+func nobodyThere(err error) bool {
+	var dns *net.DNSError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound
 }
 
 // checkedReader reads a blob and fails where it ends before or behind its

@@ -1,6 +1,8 @@
 package convert
 
 import (
+	"encoding/pem"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -238,4 +241,33 @@ func withPlatforms(t *testing.T, img v1.Image, platforms ...string) v1.ImageInde
 		adds = append(adds, mutate.IndexAddendum{Add: one, Descriptor: v1.Descriptor{Platform: p}})
 	}
 	return mutate.AppendManifests(emptyIndex, adds...)
+}
+
+// TestPrivateCA reaches a registry whose certificate only a CA file vouches
+// for.
+func TestPrivateCA(t *testing.T) {
+	impatient(t)
+	srv := httptest.NewUnstartedServer(registry.New(registry.Logger(discardLogger)))
+	srv.Config.ErrorLog = discardLogger // the handshake that is to fail
+	srv.StartTLS()
+	defer srv.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(ca, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src := writeLayout(t, "v1", testImage(t, "amd64", types.DockerLayer))
+	to := parse(t, strings.TrimPrefix(srv.URL, "https://")+"/app:v1")
+	if _, err := Copy(t.Context(), src, to, Options{}); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Errorf("without the CA file: %v", err)
+	}
+	opts := Options{Access: Access{CAFile: ca}}
+	r, err := Copy(t.Context(), src, to, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := Copy(t.Context(), to, Name{Transport: Layout, Path: filepath.Join(t.TempDir(), "out")}, opts)
+	if err != nil || back.Digest != r.Digest {
+		t.Errorf("reading it back: %v, %v", back, err)
+	}
 }

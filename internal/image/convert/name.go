@@ -86,6 +86,12 @@ func ParseLayout(s string) (Name, error) {
 
 // ParseRegistry reads a name that can only be a reference to a registry.
 func ParseRegistry(s string) (Name, error) {
+	for _, t := range []Transport{Layout, OCIArchive, DockerArchive} {
+		// "oci:x" would also be tag x of Docker Hub's repository oci.
+		if strings.HasPrefix(s, string(t)+":") {
+			return Name{}, blob.Errorf(blob.Invalid, "parse image name %q: not a registry reference; skimmer image cp copies from and to everywhere", s)
+		}
+	}
 	ref, err := name.ParseReference(strings.TrimPrefix(s, string(Registry)+"://"))
 	if err != nil {
 		return Name{}, blob.Errorf(blob.Invalid, "parse image name %q: not a registry reference: %w", s, err)

@@ -75,8 +75,10 @@ func TestParseName(t *testing.T) {
 	if n, err := ParseLayout("some/dir:v1"); err != nil || n.Path != "some/dir" || n.Tag != "v1" {
 		t.Errorf("ParseLayout: %+v, %v", n, err)
 	}
-	if _, err := ParseRegistry("oci:" + filepath.Join(dir, "image")); blob.KindOf(err) != blob.Invalid {
-		t.Errorf("ParseRegistry of a layout: %v", err)
+	for _, s := range []string{"oci:" + filepath.Join(dir, "image"), "oci:x", "docker-archive:x"} {
+		if n, err := ParseRegistry(s); blob.KindOf(err) != blob.Invalid || err == nil {
+			t.Errorf("ParseRegistry(%q) = %v, %v", s, n, err)
+		}
 	}
 }
 
