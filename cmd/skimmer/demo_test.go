@@ -32,12 +32,12 @@ func TestDemoTable(t *testing.T) {
 	want := `
 python: 200.0 MiB in the registry (600.0 MiB unpacked), 4 layers, served by docker-registry, 20ms per request, 12.0 MiB/s per connection
 
-                                           took   first output after   fetched   of the image   requests
+                                              took   first output after   fetched   of the image   requests
 mounted lazily, nothing here yet
-   mount                                   23ms                        2.0 MiB            1 %         12
-   /usr/bin/python3 -c 'print('\''a'\'')'  40ms                 61ms       0 B            0 %          0
+   mount                                      23ms                        2.0 MiB            1 %         12
+   /usr/bin/python3 -c 'print('\''a'\'')'     40ms                 61ms       0 B            0 %          0
 mounted lazily again, everything cached
-   mount                                    1ms                            0 B            0 %          0
+   mount                                       1ms                            0 B            0 %          0
 
 There is no comparison.
 `

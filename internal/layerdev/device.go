@@ -171,6 +171,9 @@ func (d *Device) serve() {
 
 // ended notes why there are no more requests.
 func (d *Device) ended(err error) {
+	if d.ctx.Err() != nil {
+		return // it was closed or released under its readers
+	}
 	d.stop()
 	if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ECONNABORTED) &&
 		!errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {

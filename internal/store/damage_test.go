@@ -352,3 +352,25 @@ func TestFailedSyncIsNotBelieved(t *testing.T) {
 		t.Errorf("after a lost write: %+v, %v; want three of four pieces", i, err)
 	}
 }
+
+// TestKeptBytesBecomeDurableByThemselves: a crash long after a read costs no
+// check of what was read, and what a handle still has open is durable too.
+func TestKeptBytesBecomeDurableByThemselves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		content := blobtest.Bytes(1, int(mib))
+		m, refs := memory([][]byte{content})
+		s := openStore(t, Config{})
+		b := openBlob(t, s.Through(m), refs[0])
+		mustRead(t, b, blob.Range{Len: 10}, content)
+		time.Sleep(checkpointAfter + time.Second) // of the bubble: takes no time
+		synctest.Wait()
+		journal, err := os.ReadFile(filepath.Join(blobDir(s.root, refs[0].Digest), journalName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state, doubtful := decodeJournal(journal, 4); state.covered != 1 || len(doubtful) != 0 {
+			t.Errorf("after %v: checkpoint covers %d records, %v are doubtful; want 1 and none", checkpointAfter, state.covered, doubtful)
+		}
+		b.Close()
+	})
+}
