@@ -16,6 +16,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := newRootCommand(newApp()).ExecuteContext(ctx)
 	interrupted := ctx.Err() != nil
 	stop()

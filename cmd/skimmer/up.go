@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -52,7 +51,7 @@ A stopped node leaves complete images mounted, and takes the others away.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.config, "config", "", "configuration file (default "+defaultConfig+" where it exists)")
+	f.StringVar(&o.config, "config", "", "configuration file (default /etc/skimmer/peer.yaml where it exists)")
 	f.StringVar(&o.dataDir, "data-dir", "", "where everything is kept (default: dataDir of the configuration)")
 	f.StringVar(&o.socket, "socket", "", "control socket (default: skimmer.sock in runDir of the configuration)")
 	f.BoolVar(&o.exitWhenIdle, "exit-when-idle", false, "stop once nothing is mounted any more")
@@ -62,23 +61,11 @@ A stopped node leaves complete images mounted, and takes the others away.`,
 	return cmd
 }
 
-const defaultConfig = "/etc/skimmer/peer.yaml"
-
 // load reads the configuration and lets flags override it.
 func (o *upOptions) load() (config.Peer, error) {
 	cfg := config.DefaultPeer()
-	path := o.config
-	if path == "" {
-		if _, err := os.Stat(defaultConfig); err == nil {
-			path = defaultConfig
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return cfg, fmt.Errorf("read configuration: %w", err)
-		}
-	}
-	if path != "" {
-		if err := config.Load(path, &cfg); err != nil {
-			return cfg, err
-		}
+	if err := config.Load(config.Find(o.config, "peer"), &cfg); err != nil {
+		return cfg, err
 	}
 	if o.dataDir != "" {
 		dir, err := filepath.Abs(o.dataDir)

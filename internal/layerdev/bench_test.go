@@ -3,6 +3,7 @@ package layerdev
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"io"
 	"io/fs"
 	"os"
@@ -57,11 +58,11 @@ var realLayer = sync.OnceValues(func() (*testLayer, error) {
 	}
 	var mem blobtest.Memory
 	ref := mem.Add(p)
-	b, err := mem.Open(nil, ref)
+	b, err := mem.Open(context.Background(), ref)
 	if err != nil {
 		return nil, err
 	}
-	toc, err := estargz.ReadTOC(nil, b, built.TOCDigest(), estargz.ReadOptions{})
+	toc, err := estargz.ReadTOC(context.Background(), b, built.TOCDigest(), estargz.ReadOptions{})
 	if err != nil {
 		return nil, err
 	}

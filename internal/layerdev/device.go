@@ -323,7 +323,7 @@ func (d *Device) readDir(req fuse.Request) ([]byte, error) {
 			continue
 		}
 		var ok bool
-		p, ok = fuse.AppendDirent(p, fuse.ReplySize+size, node, uint64(i+1), unix.DT_REG, names[i])
+		p, ok = fuse.AppendDirent(p, fuse.ReplySize+size, fuse.Dirent{Node: node, Next: uint64(i + 1), Type: unix.DT_REG, Name: names[i]})
 		if !ok {
 			break
 		}

@@ -347,7 +347,7 @@ func (b *drip) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser, erro
 		return nil, err
 	}
 	return io.NopCloser(readerFunc(func(p []byte) (int, error) {
-		time.Sleep(b.rest)
+		<-time.After(b.rest)
 		return rc.Read(p[:min(len(p), 8<<10)])
 	})), nil
 }

@@ -263,17 +263,25 @@ func AppendStatFS(p []byte, blocks, files uint64) []byte {
 // direntFixed is the size of a directory entry without its name.
 const direntFixed = 24
 
+// Dirent is an entry of a READDIR reply.
+type Dirent struct {
+	Node uint64
+	Next uint64 // the offset a READDIR continues at
+	Type uint32 // a DT_ constant
+	Name string
+}
+
 // AppendDirent appends an entry of a READDIR reply of at most limit bytes and
-// reports whether it fitted. next is the offset a READDIR continues at.
-func AppendDirent(p []byte, limit int, node, next uint64, typ uint32, name string) ([]byte, bool) {
-	size := (direntFixed + len(name) + 7) &^ 7
+// reports whether it fitted.
+func AppendDirent(p []byte, limit int, d Dirent) ([]byte, bool) {
+	size := (direntFixed + len(d.Name) + 7) &^ 7
 	if len(p)+size > limit {
 		return p, false
 	}
 	end := len(p) + size
-	p = put64(p, node, next)
-	p = put32(p, uint32(len(name)), typ)
-	p = append(p, name...)
+	p = put64(p, d.Node, d.Next)
+	p = put32(p, uint32(len(d.Name)), d.Type)
+	p = append(p, d.Name...)
 	return append(p, make([]byte, end-len(p))...), true
 }
 

@@ -61,7 +61,7 @@ func TestDirentsFit(t *testing.T) {
 	var p []byte
 	n := 0
 	for ok := true; ok; n++ {
-		p, ok = AppendDirent(p, 100, 5, uint64(n+1), 8, "name")
+		p, ok = AppendDirent(p, 100, Dirent{Node: 5, Next: uint64(n + 1), Type: 8, Name: "name"})
 	}
 	if len(p) != 96 || n != 4 {
 		t.Errorf("%d entries in %d bytes, want 3 in 96", n-1, len(p))
