@@ -22,14 +22,16 @@ setup: ## install the Debian packages that tests and demo use (root; no-op when 
 build: ## build bin/skimmer, one static binary
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/skimmer ./cmd/skimmer
 
-# Two runs, because they find different faults: everything at full speed
-# against the real kernel, then again under the race detector without what
-# only takes time there (tests that ask testing.Short).
+# Three runs, because they find different faults: everything at full speed
+# against the real kernel, the built binary end to end, then again under the
+# race detector without what only takes time there (tests that ask
+# testing.Short).
 .PHONY: test
 test: setup ## run all tests, then the short ones again under the race detector (root)
-	@go vet ./...
+	@go vet -tags e2e ./...
 	@{ status=0; \
 	   go test -json -timeout 10m ./... || status=1; \
+	   go test -json -timeout 20m -tags e2e ./test/e2e || status=1; \
 	   go test -json -timeout 10m -race -short ./... || status=1; \
 	   exit $$status; } | go run ./scripts/testsum
 
