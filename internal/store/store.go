@@ -65,9 +65,6 @@ type Config struct {
 
 // settle fills in defaults, which may need the size of the file system.
 func (c *Config) settle() error {
-	if c.Dir == "" {
-		return blob.Errorf(blob.Invalid, "no directory given")
-	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -152,13 +149,16 @@ func open(cfg Config) (*Store, error) {
 		pins:    make(map[digest.Digest]int),
 	}
 	s.idled = sync.NewCond(&s.mu)
+	if cfg.Dir == "" {
+		return nil, blob.Errorf(blob.Invalid, "no directory given")
+	}
 	if err := cfg.FS.mkdirAll(s.root); err != nil {
 		return nil, err
 	}
 	if err := cfg.settle(); err != nil {
 		return nil, err
 	}
-	s.cfg, s.fs, s.log = cfg, &cfg.FS, cfg.Logger
+	s.cfg, s.fs, s.log = cfg, &s.cfg.FS, cfg.Logger
 	lock, err := lockDir(s.root)
 	if err != nil {
 		return nil, err

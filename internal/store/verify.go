@@ -179,14 +179,20 @@ func (e *entry) errWrong() error {
 // error if the content was dropped since resets was read. Caller holds e, not
 // e.mu.
 func (e *entry) verdict(ctx context.Context, resets int) error {
+	kicked := false
 	for {
 		e.mu.Lock()
 		if e.resets != resets {
 			e.mu.Unlock()
 			return e.errWrong()
 		}
+		if e.s.ctx.Err() != nil {
+			e.mu.Unlock()
+			return e.s.errClosed()
+		}
 		missing := e.missing() > 0
-		if !missing {
+		if !missing && !e.hashing && !kicked {
+			kicked = true // once: what fails again is not worth waiting for
 			e.kickHash()
 		}
 		if e.complete || missing && len(e.flights) == 0 || !missing && !e.hashing {
