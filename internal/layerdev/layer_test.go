@@ -326,7 +326,7 @@ func TestTimeouts(t *testing.T) {
 			if err := l.Ready(t.Context(), 0, 10); !errors.Is(err, blob.Timeout) {
 				t.Errorf("read: %v, want timeout", err)
 			}
-			time.Sleep(time.Hour)
+			<-time.After(time.Hour)
 			checkRead(t, l, tl, 0, 100<<10)
 			if s, n := src.fetchedTwice(tl.ix); n > 0 {
 				t.Errorf("stream %d was fetched %d times", s, n)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"skimmer/internal/lab"
 )
 
 // capNetRaw is security.capability with cap_net_raw=ep (linux/capability.h,
@@ -67,9 +70,13 @@ func TestOddities(t *testing.T) {
 		{Typeflag: tar.TypeDir, Name: "empty", Mode: 0o700}, // a file becomes a directory
 	}
 	dir := filepath.Join(t.TempDir(), "layout")
-	img := v1.Image(empty.Image)
+	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{
+		OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, headers := range [][]*tar.Header{oddities(), second} {
-		var err error
 		if img, err = mutate.AppendLayers(img, tarLayer(t, headers)); err != nil {
 			t.Fatal(err)
 		}
@@ -90,9 +97,24 @@ func TestOddities(t *testing.T) {
 		n.run(append([]string{"image", "convert", "oci:" + dir + ":odd", ref, "--quiet"}, flags...)...)
 		root := t.TempDir()
 		n.mount(ref, root)
-		compare(t, root, want)
+		diffs, err := lab.CompareTrees(t.Context(), want, root, lab.CompareOptions{IgnoreField: unlisted})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range diffs[:min(20, len(diffs))] {
+			t.Errorf("umoci and the mount differ: %v", d)
+		}
 		fsck(t, n)
 	}
+}
+
+// unlisted reports times that no layer says and umoci takes from its clock:
+// those of parents that are in no tar, and of the root, which the second
+// layer changes without listing it.
+func unlisted(path, field string) bool {
+	top, _, _ := strings.Cut(path, "/")
+	return field == lab.FieldMTime && !strings.HasSuffix(path, "n") &&
+		(path == "." || path == "crowd" || path == "hard" || top == "long")
 }
 
 // tarLayer is a gzip layer of the given entries with content made from their
