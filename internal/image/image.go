@@ -124,7 +124,10 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// writeJSON replaces the file at path by v, whole or not at all.
+// writeJSON replaces the file at path by v, whole or not at all. It does not
+// wait for the disk: what is kept as JSON can be derived again, and a record a
+// power cut left damaged is dropped when it is read. That wait would be most of
+// the time it takes to mount.
 func writeJSON(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -137,7 +140,7 @@ func writeJSON(path string, v any) error {
 }
 
 // writeFile replaces the file at path by what fill writes, whole or not at
-// all: a crash leaves the old file or the new one.
+// all, whenever this process ends. To survive a power cut fill calls Sync.
 func writeFile(path string, fill func(*os.File) error) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
@@ -153,9 +156,6 @@ func writeFile(path string, fill func(*os.File) error) (err error) {
 		}
 	}()
 	if err := fill(f); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil {

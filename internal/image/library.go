@@ -415,8 +415,11 @@ func (l *Library) buildMetadata(im *Image, tocs []*estargz.TOC) error {
 	im.Metadata = digest.NewDigest(digest.SHA256, hash).Encoded() + ".erofs"
 	err := writeFile(l.MetadataPath(im), func(f *os.File) error {
 		info, err := erofs.Build(f, tocs, erofs.Options{})
+		if err != nil {
+			return err
+		}
 		im.Devices = info.Devices
-		return err
+		return f.Sync() // the kernel will trust it
 	})
 	if err != nil {
 		return fmt.Errorf("build metadata: %w", err)

@@ -79,6 +79,16 @@ func BenchmarkMountLocal(b *testing.B) {
 	})
 }
 
+// mountUntilEnd mounts an image on a folder until the benchmark ends.
+func mountUntilEnd(b *testing.B, p *Peer, image string) string {
+	b.Helper()
+	root := b.TempDir()
+	_, err := p.Mount(b.Context(), image, root)
+	must(b, err)
+	b.Cleanup(func() { must(b, p.Unmount(context.Background(), root, true)) })
+	return root
+}
+
 func must(b *testing.B, err error) {
 	b.Helper()
 	if err != nil {
@@ -92,9 +102,7 @@ func BenchmarkWarmRead(b *testing.B) {
 	p, _ := start(b, nil)
 	content := textual(256 << 20)
 	image := push(b, testkit.DockerRegistry(b), "bench/image:v1", map[string][]byte{"f": content})
-	root := b.TempDir()
-	_, err := p.Mount(b.Context(), image, root)
-	must(b, err)
+	root := mountUntilEnd(b, p, image)
 	plain := filepath.Join(b.TempDir(), "f")
 	must(b, os.WriteFile(plain, content, 0o600))
 	buf := make([]byte, 1<<20)
@@ -124,9 +132,7 @@ func BenchmarkStat(b *testing.B) {
 		must(b, os.WriteFile(filepath.Join(plain, name), []byte("x"), 0o644))
 	}
 	image := push(b, testkit.DockerRegistry(b), "bench/image:v1", contents)
-	root := b.TempDir()
-	_, err := p.Mount(b.Context(), image, root)
-	must(b, err)
+	root := mountUntilEnd(b, p, image)
 	stat := func(root string) func() {
 		var paths []string
 		must(b, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
