@@ -92,9 +92,12 @@ func tocColumns(l convert.LayerInfo) string {
 	if t == nil {
 		return "-\t-\t-\t-\t-\tno: " + l.Reason
 	}
-	prefetch := "none"
-	if t.PrefetchSize > 0 {
+	prefetch := "no landmark"
+	switch {
+	case t.PrefetchSize > 0:
 		prefetch = formatBytes(t.PrefetchSize)
+	case t.NoPrefetch:
+		prefetch = "nothing"
 	}
 	return fmt.Sprintf("%s\t%d\t%d\t%d\t%s\tyes", shortDigest(t.Digest), t.Entries, t.Chunks, t.Streams, prefetch)
 }

@@ -131,7 +131,7 @@ func TestImageCommands(t *testing.T) {
 	layout := filepath.Join(dir, "layout")
 	mustRun(t, "", "image", "pull", esgz, layout)
 	table, _ := mustRun(t, "", "image", "inspect", layout)
-	for _, words := range []string{"oci:" + layout, "lazily mountable", "tar+gzip", "PREFETCH", "none", "yes"} {
+	for _, words := range []string{"oci:" + layout, "lazily mountable", "tar+gzip", "PREFETCH", "nothing", "yes"} {
 		if !strings.Contains(table, words) {
 			t.Errorf("inspect printed\n%swithout %q", table, words)
 		}

@@ -264,7 +264,7 @@ func TestNotify(t *testing.T) {
 func TestNotifyFailsWithoutHarm(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "nobody"))
 	var log bytes.Buffer
-	g := New(slog.New(slog.NewTextHandler(&log, nil)))
+	g := New(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := g.Run(ctx); err != nil {

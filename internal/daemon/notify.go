@@ -12,7 +12,7 @@ import (
 // wants to know. That it fails is logged, and no reason to stop.
 func (g *Group) notify(state string) {
 	if err := notify(os.Getenv("NOTIFY_SOCKET"), state); err != nil {
-		g.log.Warn("could not tell the service manager", "state", state, "error", err)
+		g.log.Debug("could not tell the service manager", "state", state, "error", err)
 	}
 }
 

@@ -147,6 +147,9 @@ func (d *decoder) add(raw *rawEntry) error {
 // room in the payload but not in the flat data.
 func (d *decoder) landmark(e *Entry, raw *rawEntry) error {
 	d.hidden = true
+	if e.Name == noPrefetchLandmark {
+		d.toc.NoPrefetch = true
+	}
 	if e.Type != Regular || e.Size == 0 {
 		return nil
 	}

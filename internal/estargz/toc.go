@@ -25,6 +25,10 @@ type TOC struct {
 	// entries of the JSON are folded into the file before them; landmark files
 	// and the TOC's own entry are left out. Whiteouts (.wh.*) are present.
 	Entries []Entry
+	// NoPrefetch says that the layer has the landmark by which it asks for
+	// nothing to be fetched ahead. Where there is no landmark at all, neither
+	// this nor Index.PrefetchEnd is set.
+	NoPrefetch bool
 	// Index says how to get at file contents.
 	Index Index
 }

@@ -94,6 +94,9 @@ type TOCInfo struct {
 	// PrefetchSize is where the prefetch landmark is: so many bytes from the
 	// start of the layer are wanted early; 0 where there is none.
 	PrefetchSize int64 `json:"prefetchSize"`
+	// NoPrefetch says that the layer has the landmark by which it asks for
+	// nothing to be fetched ahead.
+	NoPrefetch bool `json:"noPrefetch"`
 }
 
 // OtherInfo is a manifest that is not that of an image.
@@ -194,7 +197,7 @@ func (in *inspector) readLayer(ctx context.Context, d ocispec.Descriptor, info *
 	info.TOC = &TOCInfo{
 		Digest: toc.Digest, Compression: compression,
 		Entries: len(toc.Entries), Chunks: len(toc.Index.Chunks), Streams: len(toc.Index.Streams),
-		DataSize: toc.Index.DataSize, PrefetchSize: toc.Index.PrefetchEnd,
+		DataSize: toc.Index.DataSize, PrefetchSize: toc.Index.PrefetchEnd, NoPrefetch: toc.NoPrefetch,
 	}
 	return nil
 }
