@@ -64,9 +64,13 @@ func (a *app) mount(ctx context.Context, local localPeer, name, dir string) erro
 			"start a peer of your own with: skimmer up --socket PATH --data-dir DIR", target, local.socket)
 	}
 	return a.print(m, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "mounted %s on %s in %s: %d layers, %s to fetch as it is read\n"+
+		data := formatBytes(m.Size) + " in all, fetched as it is read"
+		if m.Native {
+			data = "all of it is here"
+		}
+		_, err := fmt.Fprintf(w, "mounted %s on %s in %s: %d layers, %s\n"+
 			"resolve %s, manifest %s, index %s, metadata %s, mount %s\n",
-			m.Name, m.Target, millis(took), m.Layers, formatBytes(m.Size),
+			m.Name, m.Target, millis(took), m.Layers, data,
 			millis(m.Timing.Resolve), millis(m.Timing.Manifest), millis(m.Timing.Index),
 			millis(m.Timing.Metadata), millis(m.Timing.Mount))
 		return err
