@@ -24,6 +24,7 @@ import (
 	"skimmer/internal/erofs"
 	"skimmer/internal/estargz"
 	"skimmer/internal/image"
+	"skimmer/internal/testkit"
 )
 
 // world is a registry in memory: blobs and manifests, and a switch that takes
@@ -118,20 +119,6 @@ func dir(name string) *tar.Header {
 	return &tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}
 }
 
-// needMount skips loudly, or fails in CI, where lazy mounts cannot be had.
-func needMount(t testing.TB) {
-	t.Helper()
-	if os.Getuid() == 0 {
-		if _, err := os.Stat("/dev/fuse"); err == nil {
-			return
-		}
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("lazy mounts need root and /dev/fuse, and CI must have both")
-	}
-	t.Skip("NOT TESTED: lazy mounts need root and /dev/fuse")
-}
-
 func open(t testing.TB, w *world, dir string, edit func(*image.Config)) *image.Library {
 	t.Helper()
 	cfg := image.Config{Dir: dir, Source: blob.Meter(w, &w.read), Resolver: w}
@@ -166,7 +153,7 @@ var twoLayers = [][]*tar.Header{
 }
 
 func TestMountIsLazyAndMerged(t *testing.T) {
-	needMount(t)
+	testkit.NeedMount(t)
 	w := newWorld()
 	name := w.push(t, "v1", nil, twoLayers...)
 	l := open(t, w, t.TempDir(), nil)
@@ -216,7 +203,7 @@ func TestMountIsLazyAndMerged(t *testing.T) {
 }
 
 func TestWhatIsKeptNeedsNoRegistry(t *testing.T) {
-	needMount(t)
+	testkit.NeedMount(t)
 	w, dir := newWorld(), t.TempDir()
 	name := w.push(t, "v1", nil, twoLayers...)
 	root := t.TempDir()
@@ -243,7 +230,7 @@ func TestWhatIsKeptNeedsNoRegistry(t *testing.T) {
 }
 
 func TestCompleteImageOutlivesTheLibrary(t *testing.T) {
-	needMount(t)
+	testkit.NeedMount(t)
 	w, dir := newWorld(), t.TempDir()
 	name := w.push(t, "v1", nil, twoLayers...)
 	l := open(t, w, dir, nil)
@@ -278,7 +265,7 @@ func TestCompleteImageOutlivesTheLibrary(t *testing.T) {
 }
 
 func TestPrepareOnceForAll(t *testing.T) {
-	needMount(t)
+	testkit.NeedMount(t)
 	w := newWorld()
 	name := w.push(t, "v1", nil, twoLayers...)
 	l := open(t, w, t.TempDir(), nil)
@@ -298,7 +285,7 @@ func TestPrepareOnceForAll(t *testing.T) {
 }
 
 func TestPrepareFailures(t *testing.T) {
-	needMount(t)
+	testkit.NeedMount(t)
 	w := newWorld()
 	plain := func(m *ocispec.Manifest) { m.Layers[0].Annotations = nil }
 	wrongTOC := func(m *ocispec.Manifest) {

@@ -23,20 +23,6 @@ import (
 	"skimmer/internal/testkit"
 )
 
-// needMount skips loudly, or fails in CI, where lazy mounts cannot be had.
-func needMount(t testing.TB) {
-	t.Helper()
-	if os.Getuid() == 0 {
-		if _, err := os.Stat("/dev/fuse"); err == nil {
-			return
-		}
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("lazy mounts need root and /dev/fuse, and CI must have both")
-	}
-	t.Skip("NOT TESTED: lazy mounts need root and /dev/fuse")
-}
-
 // push builds a one-layer image of the given files and pushes it to the
 // registry at host; it returns the image's name.
 func push(t testing.TB, host, name string, files map[string][]byte) string {
@@ -78,7 +64,7 @@ func push(t testing.TB, host, name string, files map[string][]byte) string {
 // start runs a peer until the test ends and returns a client to it.
 func start(t testing.TB, edit func(*Config)) (*Peer, *Client) {
 	t.Helper()
-	needMount(t)
+	testkit.NeedMount(t)
 	dir, err := os.MkdirTemp("", "sk") // socket paths are short
 	if err != nil {
 		t.Fatal(err)
@@ -176,7 +162,7 @@ func TestOnePeerPerSocketAndDataDir(t *testing.T) {
 }
 
 func TestExitWhenIdle(t *testing.T) {
-	needMount(t)
+	testkit.NeedMount(t)
 	dir, err := os.MkdirTemp("", "sk")
 	if err != nil {
 		t.Fatal(err)
