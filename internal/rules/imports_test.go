@@ -35,7 +35,7 @@ var layers = map[string]layer{
 		"serves flat data of any layer; knows no images"},
 	"internal/image": {[]string{"internal/blob", "internal/estargz", "internal/erofs", "internal/layerdev"},
 		"puts layers together into mounts, over any Source"},
-	"internal/image/convert": {[]string{"internal/blob", "internal/estargz", "internal/origin"},
+	"internal/image/convert": {[]string{"internal/blob", "internal/estargz"},
 		"reads and writes registries; mounts nothing"},
 	"internal/peer": {[]string{"internal/blob", "internal/origin", "internal/store", "internal/estargz",
 		"internal/erofs", "internal/layerdev", "internal/image"},
