@@ -29,6 +29,39 @@ type Peer struct {
 	Storage   Storage `yaml:"storage"`
 	Origin    Origin  `yaml:"origin"`
 	Lazy      Lazy    `yaml:"lazy"`
+	// Snapshotter is the containerd plugin.
+	Snapshotter Snapshotter `yaml:"snapshotter"`
+	Credentials Credentials `yaml:"credentials"`
+}
+
+// Snapshotter starts containers of containerd from lazily mounted images. See
+// skimmer install containerd for containerd's side of it.
+type Snapshotter struct {
+	// Enable serves containerd's snapshots service, and the image service for
+	// the kubelet, on the socket.
+	Enable bool `yaml:"enable"`
+	// Socket is the unix socket; empty is snapshotter.sock in runDir.
+	Socket string `yaml:"socket"`
+	// Containerd is containerd's own socket, from which manifests that are
+	// there already are read, and to which image service calls are passed on.
+	Containerd string `yaml:"containerd"`
+}
+
+// Credentials are looked for in what the kubelet sent with its last pull of a
+// repository, in Kubernetes secrets, then in docker's config.json.
+type Credentials struct {
+	Kubernetes Kubernetes `yaml:"kubernetes"`
+}
+
+// Kubernetes takes credentials from secrets of type
+// kubernetes.io/dockerconfigjson.
+type Kubernetes struct {
+	// Enable watches the secrets of all namespaces, for which the service
+	// account needs get, list and watch.
+	Enable bool `yaml:"enable"`
+	// Kubeconfig is the file that says where the cluster is; empty is the
+	// service account of the pod.
+	Kubeconfig string `yaml:"kubeconfig"`
 }
 
 // Log is what the daemon writes to standard error.
@@ -195,6 +228,7 @@ func DefaultPeer() Peer {
 			BackgroundDelay: Duration(5 * time.Second),
 			ReadAheadMax:    8 << 20,
 		},
+		Snapshotter: Snapshotter{Enable: true, Containerd: "/run/containerd/containerd.sock"},
 	}
 }
 
