@@ -28,19 +28,6 @@ Layers of an archive of docker save are copied uncompressed, as they are in it.
 	}, convert.ParseName, convert.ParseName)
 }
 
-func newImagePullCommand(a *app) *cobra.Command {
-	return a.copyCommand(&cobra.Command{
-		Use:   "pull IMAGE LAYOUT",
-		Short: "Copy an image from a registry to a layout",
-		Long: `Copy an image from a registry to an OCI image layout, DIR[:TAG], which is made
-where there is none. Without TAG the image keeps the tag it has. What the layout
-has already is not fetched again.`,
-		Example: `  skimmer image pull docker.io/library/python:3.12 ./python
-  skimmer image pull --platform linux/arm64 python:3.12 ./python:arm`,
-		ValidArgsFunction: completeDirAt(1),
-	}, convert.ParseRegistry, convert.ParseLayout)
-}
-
 func newImagePushCommand(a *app) *cobra.Command {
 	return a.copyCommand(&cobra.Command{
 		Use:   "push LAYOUT IMAGE",

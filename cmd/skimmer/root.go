@@ -74,12 +74,18 @@ To try it on this machine, as root:
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(
+		newBenchCommand(a),
 		newDocsCommand(a),
 		newDemoCommand(a),
+		newDoctorCommand(a),
+		newHoldCommand(a),
 		newImageCommand(a),
+		newInstallCommand(a),
 		newMountCommand(a),
+		newPeerCommand(a),
 		newStatusCommand(a),
 		newUmountCommand(a),
+		newUninstallCommand(a),
 		newUpCommand(a),
 		newVersionCommand(a),
 	)

@@ -16,6 +16,7 @@ import (
 	"skimmer/internal/config"
 	"skimmer/internal/daemon"
 	"skimmer/internal/origin"
+	"skimmer/internal/origin/keychain"
 	"skimmer/internal/peer"
 	"skimmer/internal/store"
 	"skimmer/internal/telemetry"
@@ -28,32 +29,54 @@ type upOptions struct {
 }
 
 func newUpCommand(a *app) *cobra.Command {
-	var o upOptions
-	cmd := &cobra.Command{
+	return newNodeCommand(a, &cobra.Command{
 		Use:   "up",
 		Short: "Run everything in one process on this machine",
 		Long: `Run a node with embedded storage in the foreground until it is stopped with
 Ctrl-C. It keeps everything below one data directory and needs no
 configuration; /etc/skimmer/peer.yaml is read where it exists.
 
-A stopped node leaves complete images mounted, and takes the others away.`,
+A stopped node leaves mounts in place. Programs that read what has arrived go
+on; those that read what has not wait until a node runs again.`,
 		Example: `  skimmer up
   skimmer up --data-dir /data/skimmer --verbose
   skimmer up --config ./peer.yaml`,
-		Args:              cobra.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := o.load()
-			if err != nil {
-				return err
-			}
-			return a.up(cmd.Context(), cfg, o)
-		},
+	})
+}
+
+func newPeerCommand(a *app) *cobra.Command {
+	return newNodeCommand(a, &cobra.Command{
+		Use:   "peer",
+		Short: "Run the node daemon",
+		Long: `Run the daemon of a node in the foreground: it mounts images lazily, and
+starts containerd's containers from them (see skimmer install containerd).
+/etc/skimmer/peer.yaml is read where it exists; every setting has a default.
+
+It can be stopped, killed or replaced by another version at any time: mounts
+stay, programs that read what has not arrived wait until it runs again, and
+then go on.`,
+		Example: `  skimmer peer
+  skimmer peer --config ./peer.yaml
+  skimmer install systemd --now`,
+	})
+}
+
+// newNodeCommand completes a command that runs a node.
+func newNodeCommand(a *app, cmd *cobra.Command) *cobra.Command {
+	var o upOptions
+	cmd.Args = cobra.NoArgs
+	cmd.ValidArgsFunction = cobra.NoFileCompletions
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := o.load()
+		if err != nil {
+			return err
+		}
+		return a.up(cmd.Context(), cfg, o)
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "", "configuration file (default /etc/skimmer/peer.yaml where it exists)")
 	f.StringVar(&o.dataDir, "data-dir", "", "where everything is kept (default: dataDir of the configuration)")
-	f.StringVar(&o.socket, "socket", "", "control socket (default: skimmer.sock in runDir of the configuration)")
+	f.StringVar(&o.socket, "socket", "", "control socket; that for containerd is made beside it (default: skimmer.sock in runDir of the configuration)")
 	f.BoolVar(&o.exitWhenIdle, "exit-when-idle", false, "stop once nothing is mounted any more")
 	_ = f.MarkHidden("exit-when-idle")
 	_ = cmd.MarkFlagDirname("data-dir")
@@ -77,7 +100,11 @@ func (o *upOptions) load() (config.Peer, error) {
 	if o.socket == "" {
 		o.socket = filepath.Join(cfg.RunDir, filepath.Base(defaultSocket))
 	}
+	if cfg.Snapshotter.Socket == "" {
+		cfg.Snapshotter.Socket = filepath.Join(filepath.Dir(o.socket), "snapshotter.sock")
+	}
 	if o.exitWhenIdle {
+		cfg.Snapshotter.Enable = false
 		// A peer started for one mount must not fight over ports with others.
 		cfg.Metrics.Server.Port, cfg.Health.Server.Port, cfg.PprofPort = 0, 0, 0
 	}
@@ -167,16 +194,23 @@ func peerConfig(cfg config.Peer, o upOptions, log *slog.Logger) peer.Config {
 			MaxRetryAfter:  time.Duration(cfg.Origin.MaxRetryAfter),
 		},
 		Store: store.Config{
-			HighWater: int64(cfg.Storage.HighWater),
-			LowWater:  int64(cfg.Storage.LowWater),
 			MinFree:   int64(cfg.Storage.MinFree),
 		},
 		IOTimeout:       time.Duration(cfg.Lazy.IOTimeout),
 		MaxReadahead:    int64(cfg.Lazy.ReadAheadMax),
 		Background:      cfg.Lazy.Background,
 		BackgroundDelay: time.Duration(cfg.Lazy.BackgroundDelay),
+		HighWater:       int64(cfg.Storage.HighWater),
+		LowWater:        int64(cfg.Storage.LowWater),
+		Holder:          []string{"/proc/self/exe", "hold", "--socket"},
 		ExitWhenIdle:    o.exitWhenIdle,
 		Logger:          log,
+	}
+	if cfg.Snapshotter.Enable {
+		c.Snapshotter = peer.SnapshotterConfig{Socket: cfg.Snapshotter.Socket, Containerd: cfg.Snapshotter.Containerd}
+	}
+	if k := cfg.Credentials.Kubernetes; k.Enable {
+		c.Kubernetes = &keychain.KubernetesConfig{Kubeconfig: k.Kubeconfig}
 	}
 	if c.Origin.Retries == 0 {
 		c.Origin.Retries = -1 // there, 0 means the default

@@ -96,3 +96,24 @@ func TestReaderAt(t *testing.T) {
 		t.Errorf("ReadAt at the end = %d, %v", n, err)
 	}
 }
+
+func TestMeterCountsRanges(t *testing.T) {
+	var c blob.Counter
+	src, refs := memory(t, [][]byte{make([]byte, 1000)})
+	b, err := blob.Meter(src, &c).Open(t.Context(), refs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs := []blob.Range{{Off: 10, Len: 20}, {Off: 30, Len: 5}}
+	l := blobtest.NewLanding(rs)
+	if err := blob.ReadRanges(t.Context(), b, rs, l.Land); err != nil {
+		t.Fatal(err)
+	}
+	if err := blob.ReadRanges(t.Context(), b, []blob.Range{{Off: 10, Len: 20}, {Off: 29, Len: 5}}, l.Land); err == nil {
+		t.Fatal("overlapping ranges were accepted")
+	}
+	got := fmt.Sprint(c.Opens.Load(), c.Reads.Load(), c.Bytes.Load(), c.Errors.Load())
+	if want := "1 4 25 1"; got != want {
+		t.Errorf("opens reads bytes errors = %s, want %s", got, want)
+	}
+}

@@ -59,6 +59,18 @@ func (b meteredBlob) ReadRange(ctx context.Context, r Range) (io.ReadCloser, err
 	return &meteredReader{rc, b.c}, nil
 }
 
+func (b meteredBlob) ReadRanges(ctx context.Context, ranges []Range, land Land) error {
+	b.c.Reads.Add(int64(len(ranges)))
+	err := ReadRanges(ctx, b.Blob, ranges, func(i int, off int64, p []byte) error {
+		b.c.Bytes.Add(int64(len(p)))
+		return land(i, off, p)
+	})
+	if err != nil {
+		b.c.fail(err)
+	}
+	return err
+}
+
 type meteredReader struct {
 	io.ReadCloser
 	c *Counter

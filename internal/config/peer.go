@@ -112,14 +112,15 @@ func (s Server) Validate() error {
 	return nil
 }
 
-// Storage limits the blobs in dataDir. What is mounted or being read is never
-// removed, so these are aims, not walls; when the disk is full all the same,
-// reads pass through without being kept.
+// Storage limits what is kept in dataDir: half of it for blobs as they were
+// fetched, half for what was unpacked of them. What is mounted or being read is
+// never removed, so these are aims, not walls; when the disk is full all the
+// same, reads pass through without being kept.
 type Storage struct {
-	// HighWater is how much blobs may take before the least recently used are
+	// HighWater is how much may be taken before the least recently used is
 	// removed; 0 is 80 % of the file system.
 	HighWater Bytes `yaml:"highWater"`
-	// LowWater is how much they take once that is done; 0 is 7/8 of highWater.
+	// LowWater is how much is taken once that is done; 0 is 7/8 of highWater.
 	LowWater Bytes `yaml:"lowWater"`
 	// MinFree is how much of the file system is left to others; 0 is 2 % of
 	// it, at most 4GiB.

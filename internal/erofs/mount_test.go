@@ -82,6 +82,27 @@ func TestMountFlags(t *testing.T) {
 	}
 }
 
+// Reading past the page cache shows the same; kernels that can do it are told.
+func TestMountDirect(t *testing.T) {
+	im := build(t, Options{}, everything())
+	want := see(t, mountImage(t, im))
+	target := t.TempDir()
+	if err := Mount(MountOptions{Metadata: im.path, Devices: im.devices, Target: target, Direct: true}); err != nil {
+		t.Fatal(err)
+	}
+	defer Unmount(target, true)
+	same(t, "direct mount", want, see(t, target))
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, " "+target+" ") && strings.Contains(line, "directio") == noDirect() {
+			t.Errorf("kernel does not know direct reading: %v, mount is %s", noDirect(), line)
+		}
+	}
+}
+
 func TestUnmount(t *testing.T) {
 	im := build(t, Options{}, everything())
 	target := t.TempDir()

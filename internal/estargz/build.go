@@ -261,6 +261,7 @@ func (p *packer) finish(out *output, missing []string) (Built, error) {
 		b.Annotations[ManifestPositionAnnotation] = fmt.Sprintf("%d:%d:%d:%d", off, len(packed), len(toc), zstdTOCType)
 	} else if end, err = p.gzipTOC(toc); err == nil {
 		end = appendGzipFooter(end, payloadEnd)
+		b.Annotations[TOCOffsetAnnotation] = strconv.FormatInt(payloadEnd, 10)
 	}
 	if err != nil {
 		return Built{}, err

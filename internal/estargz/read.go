@@ -36,6 +36,10 @@ const (
 	// ManifestPositionAnnotation says where the compressed TOC of a
 	// zstd:chunked layer is, as "offset:length:uncompressed length:type".
 	ManifestPositionAnnotation = "io.containers.zstd-chunked.manifest-position"
+	// TOCOffsetAnnotation says where in an eStargz layer its compressed table of
+	// contents starts, in decimal, so that one read brings exactly that. It is
+	// ours and optional: the footer says the same.
+	TOCOffsetAnnotation = "skimmer.estargz.toc-offset"
 )
 
 // storagePrefix is what containers/storage starts the zstd:chunked annotations
@@ -46,11 +50,9 @@ const (
 )
 
 const (
-	// minTail is the least that the speculative first read asks for.
-	minTail = 256 << 10
-	// tailDivisor makes the first read at least 1.5 % of the blob, which holds
-	// the table of contents of most layers.
-	tailDivisor = 1000 / 15
+	// defaultTail is what the first read asks for where nobody says more; it
+	// holds the table of contents of layers with up to some thousand files.
+	defaultTail = 256 << 10
 	// maxTail bounds the first read, hints included.
 	maxTail = 64 << 20
 
@@ -67,21 +69,23 @@ const (
 // ReadOptions tunes ReadTOC; its zero value is good.
 type ReadOptions struct {
 	// TailSize is how many bytes from the end of the blob the first read asks
-	// for; 0 means max(256 KiB, 1.5 % of the blob). At most 64 MiB are read.
+	// for; 0 means 256 KiB. At most 64 MiB are read.
 	TailSize int64
 	// CompressedDigest is the digest of the compressed table of contents, which
 	// some zstd:chunked manifests promise instead of, or besides, that of the JSON.
 	CompressedDigest digest.Digest
-	// TOCOff and TOCSize say where in the blob a zstd:chunked manifest claims
-	// the compressed table of contents to be; 0 where it does not. Then the
-	// first read is exactly what is needed.
+	// TOCOff and TOCSize say where in the blob a manifest claims the compressed
+	// table of contents to be; 0 where it does not. eStargz has no TOCSize. The
+	// first read is then exactly what is needed. The claim is not believed: one
+	// outside the blob is ignored, and where the blob has a footer that counts.
 	TOCOff, TOCSize int64
 }
 
 // Promised returns what the annotations of a layer in its manifest promise:
 // the digest of the table of contents, or the empty digest, and the options
 // to read it with. It understands the annotations of eStargz and both
-// spellings of zstd:chunked; a position that cannot be read is left out.
+// spellings of zstd:chunked, and TOCOffsetAnnotation; a position that cannot be
+// read is left out.
 func Promised(annotations map[string]string) (digest.Digest, ReadOptions) {
 	get := func(name string) string {
 		if v, ok := annotations[name]; ok {
@@ -96,6 +100,8 @@ func Promised(annotations map[string]string) (digest.Digest, ReadOptions) {
 		if err1 == nil && err2 == nil && off > 0 && size > 0 {
 			opts.TOCOff, opts.TOCSize = off, size
 		}
+	} else if off, err := strconv.ParseInt(annotations[TOCOffsetAnnotation], 10, 64); err == nil && off > 0 {
+		opts.TOCOff = off
 	}
 	return digest.Digest(annotations[TOCDigestAnnotation]), opts
 }
@@ -157,7 +163,7 @@ func ReadTOC(ctx context.Context, b blob.Blob, want digest.Digest, opts ReadOpti
 // readTail makes the speculative first read.
 func readTail(ctx context.Context, b blob.Blob, opts ReadOptions) ([]byte, error) {
 	size := b.Size()
-	n := max(minTail, size/tailDivisor)
+	n := int64(defaultTail)
 	switch {
 	case opts.TOCOff > 0 && opts.TOCOff < size:
 		n = size - opts.TOCOff

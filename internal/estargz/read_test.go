@@ -96,16 +96,17 @@ func TestReadTOCRequests(t *testing.T) {
 				t.Fatal(err)
 			}
 			want, promised := Promised(built.Annotations)
-			promisedTail := int64(minTail)
-			if opts.Zstd {
-				promisedTail = built.Size - loc.off // the manifest says where it is
-			}
 			for _, c := range []struct {
 				opts         ReadOptions
 				reads, bytes int64
 			}{
-				{promised, 1, promisedTail},
-				{ReadOptions{}, 1, minTail},
+				{promised, 1, built.Size - loc.off}, // the manifest says where it is
+				{ReadOptions{}, 1, defaultTail},
+				{ReadOptions{TOCOff: built.Size + 5}, 1, defaultTail},
+				{ReadOptions{TOCOff: -3}, 1, defaultTail},
+				{ReadOptions{TOCOff: loc.off - 100}, 1, built.Size - loc.off + 100},
+				{ReadOptions{TOCOff: loc.off + 100}, 2, built.Size - loc.off},
+				{ReadOptions{TOCOff: built.Size - 1}, 2, built.Size - loc.off},
 				{ReadOptions{TailSize: 1}, 2, built.Size - loc.off},
 				{ReadOptions{TailSize: built.Size - loc.off - 1}, 2, built.Size - loc.off},
 				{ReadOptions{TailSize: built.Size - loc.off}, 1, built.Size - loc.off},
@@ -319,6 +320,21 @@ func TestPromised(t *testing.T) {
 		if want, opts := Promised(map[string]string{ManifestPositionAnnotation: pos}); want != "" || opts != (ReadOptions{}) {
 			t.Errorf("position %q: Promised = %q, %+v", pos, want, opts)
 		}
+	}
+}
+
+func TestPromisedOffset(t *testing.T) {
+	for off, want := range map[string]int64{
+		"1234": 1234, "": 0, "0": 0, "-5": 0, "x": 0, "0x10": 0, "99999999999999999999": 0,
+	} {
+		if _, opts := Promised(map[string]string{TOCOffsetAnnotation: off}); opts != (ReadOptions{TOCOff: want}) {
+			t.Errorf("offset %q: Promised = %+v, want offset %d", off, opts, want)
+		}
+	}
+	// A manifest that says both is one of zstd:chunked.
+	_, opts := Promised(map[string]string{TOCOffsetAnnotation: "7", ManifestPositionAnnotation: "12:34:56:1"})
+	if opts != (ReadOptions{TOCOff: 12, TOCSize: 34}) {
+		t.Errorf("Promised = %+v", opts)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -99,6 +100,19 @@ func (w *world) push(t *testing.T, tag string, edit func(*ocispec.Manifest), lay
 	w.manifests[repo+" "+tag] = data
 	w.manifests[repo+" "+digest.FromBytes(data).String()] = data
 	return image.Name{Repository: repo, Tag: tag}
+}
+
+// layersOf returns the digests of the layers of a pushed image.
+func (w *world) layersOf(t testing.TB, tag string) (layers []digest.Digest) {
+	t.Helper()
+	var m ocispec.Manifest
+	if err := json.Unmarshal(w.manifests[repo+" "+tag], &m); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range m.Layers {
+		layers = append(layers, d.Digest)
+	}
+	return layers
 }
 
 func write(tw *tar.Writer, p []byte) error {
@@ -217,7 +231,7 @@ func TestWhatIsKeptNeedsNoRegistry(t *testing.T) {
 	}
 
 	w.away.Store(true)
-	l = open(t, w, dir, nil)
+	l = open(t, w, dir, func(c *image.Config) { c.IOTimeout = 200 * time.Millisecond })
 	if _, timing, err := l.Mount(t.Context(), name, root); err != nil || timing.Index != 0 {
 		t.Fatalf("mount without a registry: %v (timing %+v)", err, timing)
 	}

@@ -31,18 +31,27 @@ type lazyLayer struct {
 	// Constant.
 	lib      *Library
 	id       string
+	toc      digest.Digest
 	dataSize int64
 	node     uint64
 
-	// mu guards what follows.
+	// Library.mu guards what follows.
+	pulled  bool      // somebody keeps it: see Adopt
+	image   string    // how the user called the image it was pulled for
+	touched uint64    // when it was adopted, in ticks
+	coming  time.Time // until when it may still be adopted
+	unpin   func()    // releases its blob; nil where it is not held
+
+	// mu guards what follows. Order: Library.mu, mu.
 	mu    sync.Mutex
 	refs  []blob.Ref // where the blob can be had, the best first
 	layer *layerdev.Layer
+	gone  bool // dropped: must not be opened any more
 }
 
 func newLazyLayer(l *Library, layer Layer) *lazyLayer {
 	id := layerID(layer.Digest, layer.TOCDigest)
-	return &lazyLayer{lib: l, id: id, dataSize: layer.DataSize, node: layerdev.NodeID(id)}
+	return &lazyLayer{lib: l, id: id, toc: layer.TOCDigest, dataSize: layer.DataSize, node: layerdev.NodeID(id)}
 }
 
 // addRef makes ref the first place to fetch from.
@@ -53,13 +62,17 @@ func (ll *lazyLayer) addRef(ref blob.Ref) {
 	ll.refs = slices.Insert(ll.refs, 0, ref)
 }
 
+// sources returns where the blob can be had, the best first.
+func (ll *lazyLayer) sources() []blob.Ref {
+	ll.mu.Lock()
+	defer ll.mu.Unlock()
+	return slices.Clone(ll.refs)
+}
+
 // openBlob opens the layer blob in the first repository that has it.
 func (ll *lazyLayer) openBlob(ctx context.Context) (blob.Blob, error) {
-	ll.mu.Lock()
-	refs := slices.Clone(ll.refs)
-	ll.mu.Unlock()
 	var errs []error
-	for _, ref := range refs {
+	for _, ref := range ll.sources() {
 		b, err := ll.lib.cfg.Source.Open(ctx, ref)
 		if err == nil {
 			return b, nil
@@ -75,6 +88,9 @@ func (ll *lazyLayer) open() (*layerdev.Layer, error) {
 	defer ll.mu.Unlock()
 	if ll.layer != nil {
 		return ll.layer, nil
+	}
+	if ll.gone {
+		return nil, blob.Errorf(blob.NotFound, "open layer %v: it was removed", ll.refs[0])
 	}
 	l := ll.lib
 	layer, err := layerdev.OpenLayer(l.layerDir(ll.id), layerdev.LayerConfig{
@@ -103,7 +119,20 @@ func (ll *lazyLayer) close() error {
 	return layer.Close()
 }
 
-// layer returns the layer an adopted image consists of.
+// addLayer makes a layer known that can be had from ref. l.mu is held.
+func (l *Library) addLayer(layer Layer, ref blob.Ref) *lazyLayer {
+	id := layerID(layer.Digest, layer.TOCDigest)
+	ll := l.layers[id]
+	if ll == nil {
+		ll = newLazyLayer(l, layer)
+		l.layers[id] = ll
+		l.nodes[ll.node] = ll
+	}
+	ll.addRef(ref)
+	return ll
+}
+
+// layer returns the layer of that ID; nil if it is not known.
 func (l *Library) layer(id string) *lazyLayer {
 	l.mu.Lock()
 	defer l.mu.Unlock()

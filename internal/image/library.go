@@ -4,17 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/singleflight"
-
 	"skimmer/internal/blob"
 	"skimmer/internal/erofs"
 	"skimmer/internal/estargz"
@@ -43,11 +42,36 @@ type Config struct {
 	// had to wait for BackgroundDelay (default 5 seconds).
 	Background      bool
 	BackgroundDelay time.Duration
-	// Pin, where set, is told which layer blobs mounted images still need; it
-	// returns what undoes it.
-	Pin func(digest.Digest) (release func())
+	// Pin, where set, is told which layer blobs mounted and pulled images still
+	// need; it returns what undoes it. Forget is told which blobs nothing here
+	// needs any more.
+	Pin    func(digest.Digest) (release func())
+	Forget func(digest.Digest)
+	// Pulled are the layers that somebody keeps, see Adopt.
+	Pulled []Pulled
+	// Holder, where set, keeps the layer device alive while no process serves
+	// it. Then Close leaves mounts in place, and Open takes them over.
+	Holder Holder
+	// HighWater is how much layer data may take, in bytes, before the least
+	// recently used of what is not mounted is given up; LowWater is how much it
+	// takes once that is done. 0 means no limit; LowWater defaults to 7/8.
+	HighWater, LowWater int64
+	// OnFilled, where set, is told after each round of background completion
+	// from which repositories something is still missing.
+	OnFilled func(missing map[string]bool)
 	// Logger receives what a person may need to know. Default: discard.
 	Logger *slog.Logger
+}
+
+// Holder keeps descriptors beyond the life of this process. Implementations
+// are safe for concurrent use.
+type Holder interface {
+	// Put keeps a duplicate of f under that name.
+	Put(name string, f *os.File) error
+	// Get returns a duplicate of what is kept, fs.ErrNotExist if nothing is.
+	Get(name string) (*os.File, error)
+	// Drop forgets what is kept; nothing kept is no error.
+	Drop(name string) error
 }
 
 // Library is a node's lazy images: prepared, mounted and complete ones. Its
@@ -59,11 +83,14 @@ type Library struct {
 	device  *layerdev.Device
 	ctx     context.Context // ends when Close begins
 	stop    context.CancelFunc
-	flights singleflight.Group // one indexing per manifest
-	work    sync.WaitGroup     // background completion
+	work    sync.WaitGroup
+	fillNow chan struct{} // holds a token when there may be something to complete
 
 	// Atomics.
 	lastMiss atomic.Int64 // when a reader had to wait, or something was mounted, Unix nanoseconds
+
+	// collecting is held while collecting, by one at a time.
+	collecting sync.Mutex
 
 	// mountMu guards mounts and is held while mounting, which makes the kernel
 	// ask the layer device for files; so mu must not be. Order: mountMu, mu.
@@ -71,10 +98,14 @@ type Library struct {
 	mounts  map[string]*mounted // by target
 
 	// mu guards all that follows.
-	mu     sync.Mutex
-	images map[digest.Digest]*Image // prepared since Open
-	layers map[string]*lazyLayer    // by layerID, which is also the name on the device
-	nodes  map[uint64]*lazyLayer
+	mu        sync.Mutex
+	ticks     uint64                   // see tick
+	images    map[digest.Digest]*Image // prepared by name, now or by an earlier process
+	indexings map[string]*indexing     // by repository@digest, recent ones
+	tocs      map[string]*estargz.TOC  // by layerID, recent ones
+	stacks    map[string]*stack        // by stackID
+	layers    map[string]*lazyLayer    // by layerID, which is also the name on the device
+	nodes     map[uint64]*lazyLayer
 }
 
 // Open returns the library kept in cfg.Dir. It mounts the layer device, so it
@@ -90,18 +121,30 @@ func Open(cfg Config) (*Library, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	for _, dir := range []string{"layers", "images", "metadata", "tags", "mounts", "device"} {
+	if cfg.LowWater == 0 {
+		cfg.LowWater = cfg.HighWater / 8 * 7
+	}
+	for _, dir := range []string{"layers", "images", "metadata", "tags", "mounts", "stacks", "trash"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("open image library: %w", err)
 		}
 	}
+	// Not MkdirAll: it would ask the file system mounted there, which nobody
+	// serves yet.
+	if err := os.Mkdir(filepath.Join(cfg.Dir, "device"), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("open image library: %w", err)
+	}
 	l := &Library{
-		cfg:    cfg,
-		log:    cfg.Logger,
-		images: make(map[digest.Digest]*Image),
-		layers: make(map[string]*lazyLayer),
-		nodes:  make(map[uint64]*lazyLayer),
-		mounts: make(map[string]*mounted),
+		cfg:       cfg,
+		log:       cfg.Logger,
+		fillNow:   make(chan struct{}, 1),
+		images:    make(map[digest.Digest]*Image),
+		indexings: make(map[string]*indexing),
+		tocs:      make(map[string]*estargz.TOC),
+		stacks:    make(map[string]*stack),
+		layers:    make(map[string]*lazyLayer),
+		nodes:     make(map[uint64]*lazyLayer),
+		mounts:    make(map[string]*mounted),
 	}
 	// context.Background: the library owns its lifetime and ends it in Close.
 	l.ctx, l.stop = context.WithCancel(context.Background())
@@ -109,37 +152,101 @@ func Open(cfg Config) (*Library, error) {
 		l.stop()
 		return nil, err
 	}
-	device, err := layerdev.Mount(layerdev.DeviceConfig{
-		Dir:    l.path("device"),
-		Files:  (*deviceFiles)(l),
-		Logger: cfg.Logger,
-	})
+	for _, p := range cfg.Pulled {
+		l.adoptPulled(p)
+	}
+	takenOver, err := l.openDevice()
 	if err != nil {
 		l.stop()
 		return nil, fmt.Errorf("open image library: %w", err)
 	}
-	l.device = device
-	l.restoreMounts()
+	l.sweepStacks(!takenOver)
+	l.restoreMounts(takenOver)
+	l.sweepFolders()
+	l.work.Go(l.tend)
+	l.kickFill()
 	return l, nil
 }
 
-// Close stops background work and takes the layer device away. Mounts whose
-// layers are complete stay usable; others are unmounted, lazily where they
-// are busy, because their missing data could never arrive. Closing again does
-// nothing; nothing else may be called afterwards.
+// DeviceKey is what the layer device's connection is kept under by a Holder.
+const DeviceKey = "layers"
+
+// openDevice serves the layer device: that of the process before, if its
+// connection was kept, so that whoever waits for data there goes on; else a
+// new one.
+func (l *Library) openDevice() (takenOver bool, err error) {
+	cfg := layerdev.DeviceConfig{Dir: l.path("device"), Files: (*deviceFiles)(l), Logger: l.log}
+	if l.cfg.Holder != nil {
+		cfg.Connection, err = l.cfg.Holder.Get(DeviceKey)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			l.log.Warn("cannot ask for the connection of the layer device; mounting a new one", "error", err)
+		}
+	}
+	if cfg.Connection != nil {
+		if l.device, err = layerdev.Mount(cfg); err == nil {
+			l.log.Info("took over the layer device: readers go on", "dir", cfg.Dir)
+			return true, nil
+		}
+		l.log.Warn("cannot take over the layer device; mounting a new one: what was mounted lazily has to be mounted again", "error", err)
+		cfg.Connection = nil
+	}
+	if l.device, err = layerdev.Mount(cfg); err != nil {
+		return false, err
+	}
+	if l.cfg.Holder == nil {
+		return false, nil
+	}
+	conn, err := l.device.Connection()
+	if err == nil {
+		err = errors.Join(l.cfg.Holder.Put(DeviceKey, conn), conn.Close())
+	}
+	if err != nil {
+		return false, errors.Join(err, l.device.Abort())
+	}
+	return false, nil
+}
+
+// Close stops background work and serving. With a Holder, what is mounted
+// stays mounted: complete layers stay readable, and readers of what is missing
+// wait for the next process. Without one, mounts that are not complete are
+// taken away, lazily where they are busy, because their missing data could
+// never arrive. Closing again does nothing; nothing else may be called
+// afterwards.
 func (l *Library) Close() error {
 	if l.ctx.Err() != nil {
 		return nil
 	}
 	l.stop()
 	l.work.Wait()
-	errs := []error{l.closeMounts(), l.device.Close()}
+	var errs []error
+	if l.cfg.Holder != nil && l.inUse() {
+		errs = append(errs, l.device.Release())
+	} else {
+		errs = append(errs, l.closeMounts(), l.device.Close())
+		if l.cfg.Holder != nil {
+			errs = append(errs, l.cfg.Holder.Drop(DeviceKey))
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, ll := range l.layers {
 		errs = append(errs, ll.close())
 	}
 	return errors.Join(errs...)
+}
+
+// inUse reports whether anything is mounted that needs the layer device.
+func (l *Library) inUse() bool {
+	for _, m := range l.Mounts() {
+		if !m.Native {
+			return true
+		}
+	}
+	lazy, _ := filepath.Glob(l.path("stacks", "*", "lazy"))
+	return slices.ContainsFunc(lazy, func(dir string) bool {
+		here, err := erofs.Mounted(dir)
+		return here || err != nil
+	})
 }
 
 func (l *Library) path(elem ...string) string {
@@ -187,15 +294,14 @@ func (l *Library) adopt(im *Image) {
 	defer l.mu.Unlock()
 	l.images[im.Manifest] = im
 	for _, layer := range im.Layers {
-		id := layerID(layer.Digest, layer.TOCDigest)
-		ll := l.layers[id]
-		if ll == nil {
-			ll = newLazyLayer(l, layer)
-			l.layers[id] = ll
-			l.nodes[ll.node] = ll
-		}
-		ll.addRef(im.ref(layer))
+		l.addLayer(layer, im.ref(layer))
 	}
+}
+
+func (l *Library) lookup(d digest.Digest) *Image {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.images[d]
 }
 
 // Images returns all prepared images, in no particular order.
@@ -207,222 +313,4 @@ func (l *Library) Images() []*Image {
 		all = append(all, im)
 	}
 	return all
-}
-
-// Timing says where the time of a Prepare went. Parts that were not needed
-// are zero.
-type Timing struct {
-	// Resolve is the time to learn the manifest digest a name stands for.
-	Resolve time.Duration `json:"resolve"`
-	// Manifest is the time to read the manifest.
-	Manifest time.Duration `json:"manifest"`
-	// Index is the time to read the tables of contents of all layers.
-	Index time.Duration `json:"index"`
-	// Metadata is the time to build the EROFS metadata.
-	Metadata time.Duration `json:"metadata"`
-	// Mount is the time to mount it.
-	Mount time.Duration `json:"mount"`
-}
-
-// Prepare makes the named image ready to mount: it reads the manifest and the
-// tables of contents of all layers and builds the metadata, or finds that an
-// earlier call did. No file data is read. Concurrent calls for one image do
-// the work once.
-//
-// Errors: those of the Resolver and the Source; Invalid for an image that
-// cannot be mounted lazily, saying which layer and why; Corrupt where a table
-// of contents is not what the manifest promises.
-func (l *Library) Prepare(ctx context.Context, name Name) (*Image, Timing, error) {
-	var t Timing
-	d, known, err := l.resolve(ctx, name, &t)
-	if err != nil {
-		return nil, t, err
-	}
-	if im := l.lookup(d); im != nil {
-		return im, t, nil
-	}
-	type result struct {
-		im *Image
-		t  Timing
-	}
-	ch := l.flights.DoChan(d.String(), func() (any, error) {
-		// One caller's going away must not fail the others; the library's own
-		// end must.
-		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		defer cancel()
-		defer context.AfterFunc(l.ctx, cancel)()
-		im, err := l.index(ctx, name.Repository, d, known, &t)
-		return result{im, t}, err
-	})
-	select {
-	case <-ctx.Done():
-		return nil, Timing{}, fmt.Errorf("prepare %v: %w", name, context.Cause(ctx))
-	case r := <-ch:
-		if r.Err != nil {
-			return nil, Timing{}, fmt.Errorf("prepare %v: %w", name, r.Err)
-		}
-		res := r.Val.(result)
-		return res.im, res.t, nil
-	}
-}
-
-func (l *Library) lookup(d digest.Digest) *Image {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.images[d]
-}
-
-// resolve returns the digest of the image manifest the name stands for, with
-// the manifest's bytes where they came along.
-func (l *Library) resolve(ctx context.Context, name Name, t *Timing) (digest.Digest, []byte, error) {
-	if name.Digest != "" && l.lookup(name.Digest) != nil {
-		return name.Digest, nil, nil
-	}
-	start := time.Now()
-	defer func() { t.Resolve = time.Since(start) }()
-	reference := name.Tag
-	if name.Digest != "" {
-		reference = name.Digest.String()
-	}
-	tagPath := l.path("tags", digest.FromString(name.String()+" "+l.cfg.Platform.String()).Encoded()+".json")
-	d, data, err := l.follow(ctx, name.Repository, reference)
-	if err == nil {
-		if err := writeJSON(tagPath, refRecord{name.String(), d, time.Now()}); err != nil {
-			l.log.Warn("cannot remember what an image name stands for", "image", name.String(), "error", err)
-		}
-		return d, data, nil
-	}
-	var r refRecord
-	if blob.KindOf(err).Temporary() && readJSON(tagPath, &r) == nil && l.lookup(r.Digest) != nil {
-		l.log.Warn("registry is away: using the image the name stood for last", "image", name.String(),
-			"manifest", r.Digest, "seen", r.Seen, "error", err)
-		return r.Digest, nil, nil
-	}
-	return "", nil, fmt.Errorf("resolve %v: %w", name, err)
-}
-
-// follow reads what the reference names and follows indexes to a manifest.
-func (l *Library) follow(ctx context.Context, repository, reference string) (digest.Digest, []byte, error) {
-	for range maxIndexes {
-		data, mediaType, d, err := l.cfg.Resolver.Manifest(ctx, repository, reference)
-		if err != nil {
-			return "", nil, err
-		}
-		if !isIndex(mediaType, data) {
-			return d, data, nil
-		}
-		if d, err = choose(data, l.cfg.Platform); err != nil {
-			return "", nil, err
-		}
-		reference = d.String()
-		if l.lookup(d) != nil {
-			return d, nil, nil
-		}
-	}
-	return "", nil, blob.Errorf(blob.Invalid, "follow index: more than %d indexes inside each other", maxIndexes)
-}
-
-// index does the work of Prepare for one manifest.
-func (l *Library) index(ctx context.Context, repository string, d digest.Digest, data []byte, t *Timing) (*Image, error) {
-	if im := l.lookup(d); im != nil {
-		return im, nil
-	}
-	start := time.Now()
-	if data == nil {
-		var err error
-		if data, _, _, err = l.cfg.Resolver.Manifest(ctx, repository, d.String()); err != nil {
-			return nil, err
-		}
-		t.Manifest = time.Since(start)
-	}
-	layers, err := parseManifest(data)
-	if err != nil {
-		return nil, err
-	}
-	im := &Image{Manifest: d, Repository: repository}
-	for _, m := range layers {
-		im.Layers = append(im.Layers, Layer{Digest: m.Digest, MediaType: m.MediaType, Size: m.Size})
-	}
-
-	start = time.Now()
-	tocs, err := l.readTOCs(ctx, im, layers)
-	if err != nil {
-		return nil, err
-	}
-	t.Index = time.Since(start)
-
-	start = time.Now()
-	if err := l.buildMetadata(im, tocs); err != nil {
-		return nil, err
-	}
-	t.Metadata = time.Since(start)
-	if err := writeJSON(l.recordPath(d), record{recordVersion, *im}); err != nil {
-		return nil, fmt.Errorf("keep image record: %w", err)
-	}
-	l.adopt(im)
-	return im, nil
-}
-
-// readTOCs reads all tables of contents at once and makes the layers' folders.
-func (l *Library) readTOCs(ctx context.Context, im *Image, promised []manifestLayer) ([]*estargz.TOC, error) {
-	tocs := make([]*estargz.TOC, len(im.Layers))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(16)
-	for i, layer := range im.Layers {
-		g.Go(func() error {
-			toc, err := l.readTOC(ctx, im.ref(layer), promised[i])
-			if err != nil {
-				return fmt.Errorf("index layer %d of %d, %v: %w", i+1, len(im.Layers), layer.Digest, err)
-			}
-			tocs[i] = toc
-			im.Layers[i].TOCDigest, im.Layers[i].DataSize = toc.Digest, toc.Index.DataSize
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return tocs, nil
-}
-
-func (l *Library) readTOC(ctx context.Context, ref blob.Ref, promised manifestLayer) (*estargz.TOC, error) {
-	b, err := l.cfg.Source.Open(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	defer b.Close()
-	toc, err := estargz.ReadTOC(ctx, b, promised.TOC, promised.Read)
-	if errors.Is(err, estargz.ErrNotLazy) {
-		return nil, fmt.Errorf("%w; make an image that can be mounted lazily with: skimmer image convert", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := layerdev.Create(l.layerDir(layerID(ref.Digest, toc.Digest)), &toc.Index); err != nil {
-		return nil, fmt.Errorf("make layer folder: %w", err)
-	}
-	return toc, nil
-}
-
-// buildMetadata makes the image's merged EROFS metadata, or finds that an
-// image with the same tables of contents has it already.
-func (l *Library) buildMetadata(im *Image, tocs []*estargz.TOC) error {
-	hash := digest.SHA256.Hash()
-	fmt.Fprintf(hash, "merged %d\n", recordVersion)
-	for _, toc := range tocs {
-		fmt.Fprintf(hash, "%s\n", toc.Digest)
-	}
-	im.Metadata = digest.NewDigest(digest.SHA256, hash).Encoded() + ".erofs"
-	err := writeFile(l.MetadataPath(im), func(f *os.File) error {
-		info, err := erofs.Build(f, tocs, erofs.Options{})
-		if err != nil {
-			return err
-		}
-		im.Devices = info.Devices
-		return f.Sync() // the kernel will trust it
-	})
-	if err != nil {
-		return fmt.Errorf("build metadata: %w", err)
-	}
-	return nil
 }

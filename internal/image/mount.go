@@ -83,7 +83,7 @@ func (l *Library) mount(im *Image, name, target string) (Mount, error) {
 		return Mount{}, blob.Errorf(blob.Invalid, "mount on %s: %s is mounted there; take it away first with: skimmer umount %s",
 			target, old.Name, target)
 	}
-	paths, native := l.devicePaths(im)
+	paths, native := l.devicePaths(im.Layers, im.Devices)
 	err := erofs.Mount(erofs.MountOptions{Metadata: l.MetadataPath(im), Devices: paths, Target: target})
 	if err != nil {
 		return Mount{}, fmt.Errorf("mount %s on %s: %w", name, target, err)
@@ -133,24 +133,6 @@ func (l *Library) drop(m *mounted) {
 
 func (l *Library) mountPath(target string) string {
 	return l.path("mounts", digest.FromString(target).Encoded()+".json")
-}
-
-// devicePaths returns the file behind each device slot of im's metadata: the
-// layer's own data file where it is complete, else its file on the layer
-// device. l.mountMu is held.
-func (l *Library) devicePaths(im *Image) (paths []string, native bool) {
-	native = true
-	for _, i := range im.Devices {
-		layer := im.Layers[i]
-		id := layerID(layer.Digest, layer.TOCDigest)
-		if data, ok := l.layer(id).completeData(); ok {
-			paths = append(paths, data)
-			continue
-		}
-		native = false
-		paths = append(paths, l.device.Path(id))
-	}
-	return paths, native
 }
 
 // Unmount takes the image mounted on target away. Background work for it
@@ -212,16 +194,16 @@ func (l *Library) closeMounts() error {
 }
 
 // restoreMounts takes over what an earlier process mounted: mounts that do
-// not need a process are kept as they are, others are mounted anew over the
-// dead one, which is detached. Nothing that fails here keeps the library
+// not need a process, and all where the layer device was taken over, are kept
+// as they are, others are mounted anew over the dead one, which is detached. Nothing that fails here keeps the library
 // from opening.
-func (l *Library) restoreMounts() {
+func (l *Library) restoreMounts(takenOver bool) {
 	paths, _ := filepath.Glob(l.path("mounts", "*.json"))
 	for _, p := range paths {
 		var m Mount
 		err := readJSON(p, &m)
 		if err == nil {
-			err = l.restore(m)
+			err = l.restore(m, takenOver)
 		}
 		if err != nil {
 			l.log.Warn("cannot restore a mount", "target", m.Target, "image", m.Name, "error", err)
@@ -232,7 +214,7 @@ func (l *Library) restoreMounts() {
 	}
 }
 
-func (l *Library) restore(m Mount) error {
+func (l *Library) restore(m Mount, takenOver bool) error {
 	m.Image = l.lookup(m.Manifest)
 	if m.Image == nil {
 		return blob.Errorf(blob.NotFound, "image %v is not kept any more", m.Manifest)
@@ -241,7 +223,7 @@ func (l *Library) restore(m Mount) error {
 	if err != nil {
 		return err
 	}
-	if here && m.Native {
+	if here && (m.Native || takenOver) {
 		l.mountMu.Lock()
 		defer l.mountMu.Unlock()
 		l.keep(&mounted{Mount: m})
@@ -271,21 +253,4 @@ func (l *Library) complete(ctx context.Context, im *Image) {
 	}
 	l.log.Info("image is complete: new mounts of it do not need this process",
 		"image", im.Repository, "manifest", im.Manifest, "took", time.Since(start))
-}
-
-// settle waits until no reader has had to wait for the background delay.
-func (l *Library) settle(ctx context.Context) error {
-	for {
-		wait := l.cfg.BackgroundDelay - time.Since(time.Unix(0, l.lastMiss.Load()))
-		if wait <= 0 {
-			return nil
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		case <-timer.C:
-		}
-	}
 }

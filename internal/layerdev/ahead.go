@@ -95,8 +95,8 @@ func (l *Layer) runAhead(c *contents, off, end int64) {
 // it begins is prefetching: it is fetched as such. l.mu is held.
 func (l *Layer) ahead(c *contents, off, end int64) {
 	cur := l.cursors.moved(off, end, l.cfg.MaxReadahead)
-	if cur.window == 0 || c.missing.Load() == 0 {
-		return
+	if cur.window == 0 || c.missing.Load() == 0 || !l.outage.since.IsZero() {
+		return // While a source fails, only what is needed is asked of it.
 	}
 	streams := c.ix.Streams
 	here := c.position(cur.next)

@@ -3,6 +3,7 @@ package layerdev
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"skimmer/internal/blob"
@@ -64,15 +65,19 @@ func (l *Layer) demand(ctx context.Context, c *contents, w want) ([]looseChunk, 
 	}
 	start := time.Now()
 	defer func() { l.stats.wait(time.Since(start)) }()
+	// Before anything is fetched: what arrives at once was missed, too.
+	var missed []int
+	for i := w.first; i < w.last; i++ {
+		if !c.present.has(i) {
+			missed = append(missed, i)
+		}
+	}
 	l.startDemand(c, w)
 	var loose []looseChunk
-	for i := w.first; i < w.last; i++ {
-		if c.present.has(i) {
-			continue
-		}
+	for _, i := range missed {
 		data, err := l.await(ctx, c, w, i)
 		if err != nil {
-			return nil, l.waitFailed(c, i, err)
+			return nil, l.waitFailed(c, w, i, err)
 		}
 		if data != nil {
 			loose = append(loose, looseChunk{c.ix.Chunks[i].DataOff, data})
@@ -87,68 +92,107 @@ func (l *Layer) demand(ctx context.Context, c *contents, w want) ([]looseChunk, 
 // await waits for one chunk. It returns the chunk's bytes if they are not on
 // the disk. A fetch that failed and was not begun for a reader is tried again
 // as one that is, and so is one whose bytes the source now knows to be wrong.
+// What failed in a way that may pass is tried again for a reader until ctx
+// ends.
 func (l *Layer) await(ctx context.Context, c *contents, w want, chunk int) ([]byte, error) {
 	l.stats.waits.Add(1)
 	mayRefuse := true
+	p := &patience{l: l, stream: c.stream(chunk)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer p.leave()
 	for {
-		l.mu.Lock()
 		if c.present.has(chunk) {
-			l.mu.Unlock()
 			return nil, nil
 		}
 		if data := l.pool.heldData(l, chunk); data != nil {
-			l.mu.Unlock()
 			return data, nil
 		}
-		f := l.flights[c.stream(chunk)]
+		f := l.flights[p.stream]
 		if f == nil {
+			if r := l.resting(p.stream); r != nil && w.prio == blob.Demand {
+				p.join(c, chunk)
+				if err := l.sleep(ctx, r); err != nil {
+					return nil, p.gaveUp(err)
+				}
+				continue
+			}
+			p.retried()
 			one := want{off: w.off, end: w.end, first: chunk, last: chunk + 1, prio: w.prio}
 			if f = l.startMissing(c, one); f == nil {
-				l.mu.Unlock()
 				return nil, errClosed
 			}
 		}
-		ready := f.want(chunk)
-		l.mu.Unlock()
-
-		select {
-		case <-ready:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		if err := l.unlocked(ctx, f.want(chunk), nil); err != nil {
+			return nil, p.gaveUp(err)
 		}
-
-		l.mu.Lock()
 		data, over, err := f.loose[chunk], f.over, f.err
-		refused := f.refused
-		l.mu.Unlock()
 		switch {
 		case c.present.has(chunk):
 			return nil, nil
 		case data != nil:
 			return data, nil
-		case over && err != nil && refused && mayRefuse:
+		case over && err != nil && f.refused && mayRefuse:
 			mayRefuse = false
-		case over && err != nil && !f.later, over && errors.Is(err, errClosed):
+		case over && errors.Is(err, errClosed), w.prio != blob.Demand && err != nil:
 			return nil, err
-		case w.prio != blob.Demand && err != nil:
+		case over && err != nil && !f.later && passing(err):
+			p.last = err
+			p.join(c, chunk)
+		case over && err != nil && !f.later:
 			return nil, err
 		}
 	}
 }
 
+// sleep waits until a stream that rests may be tried again. l.mu is held, but
+// not meanwhile.
+func (l *Layer) sleep(ctx context.Context, r *rest) error {
+	t := time.NewTimer(time.Until(r.until))
+	defer t.Stop()
+	return l.unlocked(ctx, r.wake, t.C)
+}
+
+// unlocked gives l.mu up until a channel is ready, or ctx or the layer ends.
+func (l *Layer) unlocked(ctx context.Context, ready <-chan struct{}, timer <-chan time.Time) error {
+	l.mu.Unlock()
+	defer l.mu.Lock()
+	select {
+	case <-ready:
+	case <-timer:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-l.ctx.Done():
+		return errClosed
+	}
+	return nil
+}
+
+// gaveUp adds to the error of a reader that waits no longer why it had to.
+func (p *patience) gaveUp(err error) error {
+	if p.last == nil || !errors.Is(err, errIOTimeout) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, p.last)
+}
+
 // errClosed is what readers of a layer get that is being closed.
 var errClosed = blob.Errorf(blob.Canceled, "layer is closed")
 
-// waitFailed counts and describes a failed wait for a chunk.
-func (l *Layer) waitFailed(c *contents, chunk int, err error) error {
+// waitFailed counts, logs and describes a failed wait for a chunk. A reader
+// that went away, or whose layer is being closed, is not worth a line.
+func (l *Layer) waitFailed(c *contents, w want, chunk int, err error) error {
 	off := c.ix.Chunks[chunk].DataOff
-	name := c.file(off)
+	name := l.fileAt(c, off)
 	kind := blob.KindOf(err)
 	if errors.Is(err, errIOTimeout) {
 		kind = blob.Timeout
 		l.stats.timeouts.Add(1)
 		l.stats.errors.Add(1)
-		l.log.Error("reader gave up waiting for data", "file", name, "chunk", chunk, "offset", off, "limit", l.cfg.IOTimeout)
+	}
+	if kind != blob.Canceled && w.prio == blob.Demand {
+		l.log.Error("read of missing data fails", "file", name, "chunk", chunk, "offset", off,
+			"io_timeout", l.cfg.IOTimeout, "error", err)
 	}
 	return blob.Errorf(kind, "read %q of layer %s: %w", name, l.cfg.Name, err)
 }
@@ -177,7 +221,7 @@ func (l *Layer) startMissing(c *contents, w want) *flight {
 	for i := w.first; i < w.last; {
 		s := c.stream(i)
 		i = int(c.ix.Streams[s].FirstChunk + c.ix.Streams[s].NumChunks)
-		if !l.idle(c, s) || l.heldStream(c, w, s) {
+		if !l.idle(c, s) || l.heldStream(c, w, s) || w.prio == blob.Demand && l.resting(s) != nil {
 			continue
 		}
 		r := l.newRun(c, w.prio, s, func(next int, bytes int64) bool {
@@ -244,7 +288,7 @@ func (r *run) last() int { return r.first + len(r.flights) - 1 }
 func (l *Layer) newRun(c *contents, prio blob.Priority, first int, more func(next int, bytes int64) bool) *run {
 	r := &run{first: first, prio: prio}
 	for s := first; s < len(c.ix.Streams) && l.idle(c, s); s++ {
-		if s > first && !more(s, c.ix.Streams[s-1].End-c.ix.Streams[first].Off) {
+		if s > first && l.resting(s) != nil || s > first && !more(s, c.ix.Streams[s-1].End-c.ix.Streams[first].Off) {
 			break
 		}
 		r.flights = append(r.flights, &flight{
@@ -275,6 +319,12 @@ func (l *Layer) land(f *flight, err error, refused bool) {
 	defer l.mu.Unlock()
 	delete(l.flights, f.stream)
 	f.over, f.err, f.refused = true, err, refused
+	switch {
+	case err == nil:
+		l.succeeded(f.stream)
+	case !f.later && passing(err):
+		l.failed(f.stream, err)
+	}
 	close(f.landed)
 	for chunk, ready := range f.wanted {
 		close(ready)

@@ -95,10 +95,12 @@ type DeviceConfig struct {
 }
 
 const (
-	maxPages      = 256 // of 4 KiB, in one request; the kernel's own limit
-	maxRead       = maxPages * 4096
-	maxBackground = 1024
-	congestion    = 768
+	maxPages = 256 // of 4 KiB, in one request; the kernel's own limit
+	maxRead  = maxPages * 4096
+	// Each reader that waits may have one request or two in the background,
+	// and while as many wait as there may be, nobody else is read ahead for.
+	maxBackground = 16384
+	congestion    = 12288
 )
 
 // Device is a mounted file system of read-only files, whose content may still
@@ -123,9 +125,9 @@ type Device struct {
 	idle     atomic.Int64 // goroutines waiting for a request
 	released atomic.Bool  // answers are no longer ours to give
 
-	// mu guards reads: how to end each READ being answered, by Unique.
+	// mu guards reads, the READs being answered, by Unique.
 	mu    sync.Mutex
-	reads map[uint64]context.CancelFunc
+	reads map[uint64]*reading
 }
 
 // Path returns the path of the file of that name.
@@ -345,7 +347,7 @@ func newReply(size int) func() any {
 func (d *Device) read(req fuse.Request) {
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.mu.Lock()
-	d.reads[req.Unique] = cancel
+	d.reads[req.Unique] = &reading{cancel: cancel, ctx: ctx, pid: req.Pid}
 	d.mu.Unlock()
 	err := d.answerRead(ctx, req)
 	d.mu.Lock()
@@ -387,23 +389,6 @@ func (d *Device) answerRead(ctx context.Context, req fuse.Request) error {
 		return fmt.Errorf("read %d bytes at %d, got %d: %w", size, off, n, errors.Join(err, unix.EIO))
 	}
 	d.reply(p, req.Unique, nil)
-	return nil
-}
-
-// interrupt ends the read that a killed process was waiting for.
-func (d *Device) interrupt(req fuse.Request) error {
-	unique, err := req.Target()
-	if err != nil {
-		return err
-	}
-	d.mu.Lock()
-	cancel := d.reads[unique]
-	d.mu.Unlock()
-	if cancel == nil {
-		// Not begun yet, or over: the kernel asks again only where it matters.
-		return unix.EAGAIN
-	}
-	cancel()
 	return nil
 }
 
@@ -464,6 +449,11 @@ func (d *Device) Release() error {
 	d.work.Wait()
 	return d.conn.Close()
 }
+
+// Done returns a channel that is closed when the device serves no longer: its
+// methods ended it, or the mount was taken away or its connection aborted by
+// somebody else.
+func (d *Device) Done() <-chan struct{} { return d.ctx.Done() }
 
 // Close unmounts the file system and returns when it is gone. It fails with
 // Busy, and the device goes on serving, while a file is open or mounted; see

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -340,7 +341,7 @@ func TestLayerErrorsThroughDevice(t *testing.T) {
 		defer mu.Unlock()
 		return fault
 	}}
-	l := newLayer(t, tl, LayerConfig{Blob: src.open})
+	l := newLayer(t, tl, LayerConfig{Blob: src.open, IOTimeout: 200 * time.Millisecond})
 	d := mountDevice(t, fileSet{"l": l}, nil)
 	if _, err := os.ReadFile(d.Path("l")); !errors.Is(err, unix.EIO) {
 		t.Errorf("read: %v, want EIO", err)
@@ -516,18 +517,25 @@ func newLines(r io.Reader) *lines { return &lines{r} }
 // until reads up to a line that says so.
 func (l *lines) until(t *testing.T, want string) {
 	t.Helper()
+	for l.after(t, want) != "" {
+	}
+}
+
+// after reads up to a line that begins so and returns the rest of it.
+func (l *lines) after(t *testing.T, prefix string) string {
+	t.Helper()
 	var line []byte
 	b := make([]byte, 1)
 	for {
 		if _, err := l.r.Read(b); err != nil {
-			t.Fatalf("child ended before it said %q: %v", want, err)
+			t.Fatalf("child ended before it said %q: %v", prefix, err)
 		}
 		if b[0] != '\n' {
 			line = append(line, b[0])
 			continue
 		}
-		if string(line) == want {
-			return
+		if rest, ok := strings.CutPrefix(string(line), prefix); ok {
+			return rest
 		}
 		line = line[:0]
 	}

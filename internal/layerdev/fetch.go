@@ -54,7 +54,9 @@ func (l *Layer) fetch(c *contents, r *run) {
 	}
 }
 
-// fetchFailed counts and logs a run that broke off at its n-th stream.
+// fetchFailed counts a run that broke off at its n-th stream. Readers who
+// wait for it, and whoever asked for it to be prefetched, say themselves what
+// it means to them.
 func (l *Layer) fetchFailed(c *contents, r *run, n int, err error) {
 	if errors.Is(err, errClosed) {
 		return
@@ -64,7 +66,7 @@ func (l *Layer) fetchFailed(c *contents, r *run, n int, err error) {
 		n--
 	}
 	s := c.ix.Streams[r.first+n]
-	l.log.Error("cannot fetch layer data", "file", c.file(c.ix.Chunks[s.FirstChunk].DataOff),
+	l.log.Debug("cannot fetch layer data", "file", c.file(c.ix.Chunks[s.FirstChunk].DataOff),
 		"blobOffset", s.Off, "streams", len(r.flights)-n, "error", err)
 }
 

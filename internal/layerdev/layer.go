@@ -30,14 +30,20 @@ type LayerConfig struct {
 	Blob func(ctx context.Context) (blob.Blob, error)
 	// Pool is shared by the layers of a node. Default: one per process.
 	Pool *Pool
-	// IOTimeout limits how long a reader waits for data, and how long a fetch
-	// may go without receiving any. Default DefaultIOTimeout.
+	// IOTimeout limits how long a reader waits for data, through whatever
+	// failures of the source that may pass, and how long a fetch may go without
+	// receiving any. Default DefaultIOTimeout.
 	IOTimeout time.Duration
 	// MaxReadahead limits how much is fetched ahead of a sequential reader, in
 	// compressed bytes. Default DefaultMaxReadahead.
 	MaxReadahead int64
 	// Logger receives what a person may need to know. Default: discard.
 	Logger *slog.Logger
+	// FileAt, where set, returns what people call the file that holds the byte
+	// at off of the flat data, for logs and errors; empty where it does not
+	// know. Default: the name in the layer's index. It is called with locks of
+	// the layer held and must not call it.
+	FileAt func(off int64) string
 	// OnMiss, where set, is told of every chunk a reader had to wait for, in
 	// the reader's goroutine.
 	OnMiss func(Miss)
@@ -89,6 +95,7 @@ type Layer struct {
 	blob    blob.Blob
 	flights map[int]*flight // by stream
 	cursors cursors
+	outage  outage
 }
 
 // OpenLayer opens the layer in dir, which Create made. It reads one small
@@ -191,6 +198,8 @@ func (l *Layer) Completed() <-chan struct{} { return l.done }
 
 // Ready implements File: it fetches what is missing of the n bytes at off, and
 // waits for it. It fetches with the priority of ctx, Demand when nobody said.
+// With Demand it waits through failures of the source that may pass, trying
+// again now and then; with others those are errors.
 //
 // Errors: Timeout after IOTimeout, Corrupt where the source delivers other
 // bytes than the index promises, Canceled, and whatever the source fails
@@ -302,7 +311,7 @@ func (l *Layer) spawn(f func()) bool {
 type counters struct {
 	runs, fetched, streams, chunks, inflated, read   atomic.Int64
 	faults, waits, waited, longest, errors, timeouts atomic.Int64
-	corrupt, loose                                   atomic.Int64
+	corrupt, loose, outages, retries                 atomic.Int64
 }
 
 // Stats are a layer's counters since it was opened. Bytes, but for times.
@@ -319,6 +328,8 @@ type Stats struct {
 	Timeouts int64 // waits that ended because they took too long
 	Corrupt  int64 // streams whose content was not what the index promises
 	Loose    int64 // chunks kept in memory because the disk was full
+	Outages  int64 // times readers began to wait because the source failed
+	Retries  int64 // fetches tried again for them
 
 	Waited  time.Duration // by all readers together
 	Longest time.Duration // by one reader
@@ -332,6 +343,7 @@ func (l *Layer) Stats() Stats {
 		Chunks: s.chunks.Load(), Inflated: s.inflated.Load(), Read: s.read.Load(),
 		Faults: s.faults.Load(), Waits: s.waits.Load(), Errors: s.errors.Load(),
 		Timeouts: s.timeouts.Load(), Corrupt: s.corrupt.Load(), Loose: s.loose.Load(),
+		Outages: s.outages.Load(), Retries: s.retries.Load(),
 		Waited: time.Duration(s.waited.Load()), Longest: time.Duration(s.longest.Load()),
 	}
 }

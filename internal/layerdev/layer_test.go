@@ -238,22 +238,38 @@ func TestCorruptIsRejectedAndRetried(t *testing.T) {
 	}
 }
 
+// What may pass is waited for, for as long as a reader waits at all; other
+// failures end a read at once.
 func TestSourceErrors(t *testing.T) {
 	tl := build(t, shape{sizes: []int{100 << 10}, chunk: 100 << 10})
 	for _, kind := range blob.Kinds() {
-		fail := true
-		src := &fakeBlob{p: tl.blob, gate: func(context.Context, blob.Range) error {
-			if fail {
-				return blob.Errorf(kind, "deliberate")
+		dir := filepath.Join(t.TempDir(), "layer")
+		must(t, Create(dir, tl.ix))
+		synctest.Test(t, func(t *testing.T) {
+			fail := true
+			src := &fakeBlob{p: tl.blob, gate: func(context.Context, blob.Range) error {
+				if fail {
+					return blob.Errorf(kind, "deliberate")
+				}
+				return nil
+			}}
+			var log logBuffer
+			l := openLayer(t, dir, LayerConfig{Blob: src.open, IOTimeout: time.Minute, Pool: NewPool(2), Logger: log.logger()})
+			want, after := kind, time.Duration(0)
+			if passing(kind) {
+				want, after = blob.Timeout, time.Minute
 			}
-			return nil
-		}}
-		l := newLayer(t, tl, LayerConfig{Blob: src.open})
-		if err := l.Ready(t.Context(), 0, 10); !errors.Is(err, kind) {
-			t.Errorf("source fails with %q: reader gets %v (%v)", kind, err, blob.KindOf(err))
-		}
-		fail = false
-		checkRead(t, l, tl, 0, 100)
+			start := time.Now()
+			err := l.Ready(t.Context(), 0, 10)
+			if !errors.Is(err, want) || !errors.Is(err, kind) || time.Since(start) != after {
+				t.Errorf("source fails with %q: reader gets %v (%v) after %v", kind, err, blob.KindOf(err), time.Since(start))
+			}
+			if n := strings.Count(log.String(), "level=ERROR"); n != 1 && kind != blob.Canceled {
+				t.Errorf("%q: %d error lines, want 1: %s", kind, n, log.String())
+			}
+			fail = false
+			checkRead(t, l, tl, 0, 100)
+		})
 	}
 }
 

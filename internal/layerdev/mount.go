@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,10 +20,19 @@ import (
 
 const defaultReadaheadKiB = 1024
 
+// ErrGone is the error of taking over a connection whose mount is not there
+// any more: it was taken away, or its connection ended. It can only be mounted
+// anew, without a Connection. Whatever was mounted over files of the old one
+// fails from then on wherever the kernel has no data yet, and never recovers:
+// the caller takes those mounts away.
+var ErrGone = errors.New("mount of the connection is gone")
+
 // Mount serves cfg.Files on the folder cfg.Dir. A mount there whose process
-// is gone is taken away first; anything else mounted there is a Busy error.
-// It needs the right to mount and to open /dev/fuse. The caller ends the
-// device with Close, Abort or Release.
+// is gone is taken away first; anything else mounted there is a Busy error,
+// one that is alive and served by nobody too: whoever holds its connection
+// passes it to Mount or lets it go. With a Connection it is ErrGone where
+// that is not of a mount on cfg.Dir. It needs the right to mount and to open
+// /dev/fuse. The caller ends the device with Close, Abort or Release.
 func Mount(cfg DeviceConfig) (*Device, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -29,7 +41,7 @@ func Mount(cfg DeviceConfig) (*Device, error) {
 		dir:   cfg.Dir,
 		files: cfg.Files,
 		log:   cfg.Logger,
-		reads: make(map[uint64]context.CancelFunc),
+		reads: make(map[uint64]*reading),
 	}
 	fd, err := connect(cfg)
 	if err != nil {
@@ -71,11 +83,7 @@ func Mount(cfg DeviceConfig) (*Device, error) {
 func connect(cfg DeviceConfig) (int, error) {
 	if cfg.Connection != nil {
 		defer cfg.Connection.Close()
-		fd, err := unix.FcntlInt(cfg.Connection.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err == nil {
-			err = unix.SetNonblock(fd, true)
-		}
-		return fd, err
+		return adopt(cfg.Connection, cfg.Dir)
 	}
 	if err := clearDir(cfg.Dir, cfg.Logger); err != nil {
 		return -1, err
@@ -92,11 +100,103 @@ func connect(cfg DeviceConfig) (int, error) {
 	return fd, nil
 }
 
+// adopt returns a descriptor of a connection, if it is that of the mount on
+// dir.
+func adopt(conn *os.File, dir string) (int, error) {
+	fd, err := unix.FcntlInt(conn.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := errors.Join(unix.SetNonblock(fd, true), checkConnection(fd, dir)); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// checkConnection reports ErrGone unless fd is the living connection of the
+// mount on dir. It asks only the kernel: nobody serves the mount yet.
+func checkConnection(fd int, dir string) error {
+	// A connection that ended says so to whoever polls.
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, 0); err != nil {
+		return fmt.Errorf("poll connection: %w", err)
+	}
+	if fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
+		return fmt.Errorf("connection has ended: %w", ErrGone)
+	}
+	dev, root, err := mountedOn(dir)
+	if err != nil {
+		return err
+	}
+	if !root {
+		return fmt.Errorf("nothing is mounted there: %w", ErrGone)
+	}
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return err
+	}
+	if number, ok := connectionNumber(info); ok && number != dev {
+		return fmt.Errorf("another file system is mounted there: %w", ErrGone)
+	}
+	return nil
+}
+
+// connectionNumber reads, from the fdinfo of a connection, the number of the
+// device its mount has; kernels before 6.10 do not tell.
+func connectionNumber(fdinfo []byte) (number uint64, ok bool) {
+	for line := range strings.Lines(string(fdinfo)) {
+		if value, found := strings.CutPrefix(line, "fuse_connection:"); found {
+			number, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)
+			return number, err == nil
+		}
+	}
+	return 0, false
+}
+
+// mountedOn returns the number of the device of what dir is on, and whether
+// that is mounted on dir itself. A FUSE server is not asked.
+func mountedOn(dir string) (dev uint64, root bool, err error) {
+	var sx unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, 0, &sx); err != nil {
+		return 0, false, &os.PathError{Op: "statx", Path: dir, Err: err}
+	}
+	// The kernel's own form of a device number, with 20 bits of minor.
+	return uint64(sx.Dev_major)<<20 | uint64(sx.Dev_minor), sx.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// answerLimit is how long what is mounted on a folder may take to say
+// anything.
+const answerLimit = 2 * time.Second
+
+// alive reports what statfs says of dir, or Busy where it says nothing: a
+// FUSE mount whose connection is open somewhere, and served by nobody.
+func alive(dir string) error {
+	said := make(chan error, 1)
+	var wg sync.WaitGroup
+	// Not waited for if it does not answer: nothing but the mount's end, or a
+	// server, ends the call.
+	wg.Go(func() {
+		var st unix.Statfs_t
+		said <- unix.Statfs(dir, &st)
+	})
+	t := time.NewTimer(answerLimit)
+	defer t.Stop()
+	select {
+	case err := <-said:
+		wg.Wait()
+		return err
+	case <-t.C:
+		return blob.Errorf(blob.Busy, "what is mounted there is served by nobody, and some process holds its connection; end that, or take it away with: umount -f -l %s", dir)
+	}
+}
+
 // clearDir makes sure that nothing is mounted on dir.
 func clearDir(dir string, log *slog.Logger) error {
 	for range 16 { // mounts may lie on top of each other
-		var st unix.Statfs_t
-		err := unix.Statfs(dir, &st)
+		err := alive(dir)
+		if errors.Is(err, blob.Busy) {
+			return err
+		}
 		if !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 			break
 		}

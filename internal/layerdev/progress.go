@@ -29,6 +29,7 @@ func (s Stats) Add(t Stats) Stats {
 		Chunks: s.Chunks + t.Chunks, Inflated: s.Inflated + t.Inflated, Read: s.Read + t.Read,
 		Faults: s.Faults + t.Faults, Waits: s.Waits + t.Waits, Errors: s.Errors + t.Errors,
 		Timeouts: s.Timeouts + t.Timeouts, Corrupt: s.Corrupt + t.Corrupt, Loose: s.Loose + t.Loose,
+		Outages: s.Outages + t.Outages, Retries: s.Retries + t.Retries,
 		Waited: s.Waited + t.Waited, Longest: max(s.Longest, t.Longest),
 	}
 }

@@ -156,6 +156,7 @@ type Origin struct {
 	mu       sync.Mutex // guards the rest
 	clients  *lru[clientKey, *client]
 	noRanges map[string]bool // registry hosts known to ignore Range
+	oneRange map[string]bool // those known to take no more than one range in a request
 }
 
 // New returns an Origin. It makes no connection.
@@ -166,6 +167,7 @@ func New(cfg Config) (*Origin, error) {
 		cfg:        cfg.withDefaults(),
 		transports: make(map[string]http.RoundTripper),
 		noRanges:   make(map[string]bool),
+		oneRange:   make(map[string]bool),
 	}
 	o.clients = newLRU[clientKey, *client](o.cfg.MaxClients)
 	o.standard = o.newTransport(nil)

@@ -7,20 +7,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"skimmer/internal/blob"
 	"skimmer/internal/image"
 	"skimmer/internal/layerdev"
+	"skimmer/internal/layerdev/holder"
 	"skimmer/internal/origin"
+	"skimmer/internal/origin/keychain"
+	"skimmer/internal/snapshot"
 	"skimmer/internal/store"
 )
 
@@ -33,7 +40,8 @@ type Config struct {
 	Socket string
 	// Origin says how registries are reached.
 	Origin origin.Config
-	// Store limits the blob store; its Dir and Logger are filled in.
+	// Store configures the blob store; its Dir, Logger and water marks are
+	// filled in.
 	Store store.Config
 	// IOTimeout, MaxReadahead, Background and BackgroundDelay are passed to the
 	// lazy images; see image.Config.
@@ -41,6 +49,18 @@ type Config struct {
 	MaxReadahead    int64
 	Background      bool
 	BackgroundDelay time.Duration
+	// HighWater and LowWater are how much blobs and the data of lazy layers may
+	// take together, in bytes: half for each. A HighWater of 0 is 80 % of the
+	// file system, a LowWater of 0 is 7/8 of HighWater.
+	HighWater, LowWater int64
+	// Holder is the command, with the socket's path to be appended, of the
+	// process that keeps the layer device alive while no node runs. Without
+	// one, what is mounted lazily ends with this process.
+	Holder []string
+	// Snapshotter says how containerd is served.
+	Snapshotter SnapshotterConfig
+	// Kubernetes, where set, says where to look for image pull secrets.
+	Kubernetes *keychain.KubernetesConfig
 	// ExitWhenIdle makes Run return once nothing is mounted any more: for a
 	// peer that was started for one mount.
 	ExitWhenIdle bool
@@ -61,6 +81,12 @@ type Peer struct {
 	origin *origin.Origin
 	store  *store.Store
 	images *image.Library
+	pulls  *pulls
+
+	// nil where it was not asked for.
+	kubernetes *keychain.Kubernetes
+	containerd *containerd
+	holder     *holder.Holder
 
 	// FromOrigin counts what was read from registries as blobs.
 	FromOrigin blob.Counter
@@ -71,37 +97,137 @@ type Peer struct {
 }
 
 // New opens the data directory and builds the node on it; it needs root,
-// /dev/fuse, and no network. Mounts left by an earlier process are restored.
-// A data directory is used by one process at a time.
+// /dev/fuse, and no network. What an earlier process left mounted is taken
+// over. A data directory is used by one process at a time.
 func New(cfg Config) (_ *Peer, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	p := &Peer{cfg: cfg, log: cfg.Logger, since: time.Now(), idle: make(chan struct{})}
 	cfg.Origin.Logger = cfg.Logger
-	if p.origin, err = origin.New(cfg.Origin); err != nil {
-		return nil, fmt.Errorf("start peer: %w", err)
-	}
 	cfg.Store.Dir = cfg.DataDir
 	cfg.Store.Logger = cfg.Logger
-	if p.store, err = store.Open(cfg.Store); err != nil {
+	if err := cfg.divideSpace(); err != nil {
 		return nil, fmt.Errorf("start peer: %w", err)
 	}
-	p.images, err = image.Open(image.Config{
-		Dir:             cfg.DataDir,
-		Source:          p.source(),
-		Resolver:        p.origin,
-		IOTimeout:       cfg.IOTimeout,
-		MaxReadahead:    cfg.MaxReadahead,
-		Background:      cfg.Background,
-		BackgroundDelay: cfg.BackgroundDelay,
-		Pin:             p.store.Pin,
-		Logger:          cfg.Logger,
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start peer: %w", err), p.store.Close())
+	p := &Peer{cfg: cfg, log: cfg.Logger, since: time.Now(), idle: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("start peer: %w", err), p.free())
+		}
+	}()
+	// The store locks the data directory, so all else comes after it.
+	if p.store, err = store.Open(cfg.Store); err != nil {
+		return nil, err
+	}
+	if err := p.openCredentials(); err != nil {
+		return nil, err
+	}
+	if p.origin, err = origin.New(p.cfg.Origin); err != nil {
+		return nil, err
+	}
+	// Before the layer device is served: a process that serves it must not
+	// start another, see holder.
+	if err := p.openHolder(); err != nil {
+		return nil, err
+	}
+	if err := p.openImages(); err != nil {
+		return nil, err
+	}
+	if cfg.Snapshotter.Socket != "" {
+		if p.containerd, err = p.newContainerd(p.images); err != nil {
+			return nil, err
+		}
 	}
 	return p, nil
+}
+
+// divideSpace fills in the water marks.
+func (c *Config) divideSpace() error {
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return err
+	}
+	if c.HighWater == 0 {
+		var st unix.Statfs_t
+		if err := unix.Statfs(c.DataDir, &st); err != nil {
+			return &fs.PathError{Op: "statfs", Path: c.DataDir, Err: err}
+		}
+		c.HighWater = int64(st.Blocks) * st.Bsize / 10 * 8
+	}
+	if c.LowWater == 0 {
+		c.LowWater = c.HighWater / 8 * 7
+	}
+	c.Store.HighWater, c.Store.LowWater = c.HighWater/2, c.LowWater/2
+	return nil
+}
+
+// openHolder finds or starts the process that keeps the layer device.
+func (p *Peer) openHolder() error {
+	if len(p.cfg.Holder) == 0 {
+		return nil
+	}
+	socket := filepath.Join(p.cfg.DataDir, "device.sock")
+	if len(socket) > maxSocketPath {
+		socket = fmt.Sprintf("/run/skimmer-%s.sock", digest.FromString(p.cfg.DataDir).Encoded()[:16])
+	}
+	// context.Background: Ensure has a limit of its own.
+	h, err := holder.Ensure(context.Background(), holder.Config{
+		Socket: socket, Command: append(slices.Clone(p.cfg.Holder), socket), Logger: p.log,
+	})
+	p.holder = h
+	return err
+}
+
+// releaseHolder ends the holder if there is nothing for it to keep.
+func (p *Peer) releaseHolder() error {
+	if p.holder == nil {
+		return nil
+	}
+	f, err := p.holder.Get(image.DeviceKey)
+	if errors.Is(err, fs.ErrNotExist) {
+		return p.holder.Stop()
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	return err
+}
+
+// maxSocketPath is the longest path of a unix socket that all systems take.
+const maxSocketPath = 100
+
+func (p *Peer) openImages() error {
+	pulled, err := snapshot.Layers(snapshotterDir(p.cfg.DataDir), p.log)
+	if err != nil {
+		return err
+	}
+	cfg := image.Config{
+		Dir:             p.cfg.DataDir,
+		Source:          p.source(),
+		Resolver:        p.origin,
+		IOTimeout:       p.cfg.IOTimeout,
+		MaxReadahead:    p.cfg.MaxReadahead,
+		Background:      p.cfg.Background,
+		BackgroundDelay: p.cfg.BackgroundDelay,
+		Pin:             p.store.Pin,
+		Forget:          p.forget,
+		Pulled:          pulled,
+		HighWater:       p.cfg.HighWater / 2,
+		LowWater:        p.cfg.LowWater / 2,
+		OnFilled:        p.pulls.keep,
+		Logger:          p.log,
+	}
+	if p.holder != nil {
+		cfg.Holder = p.holder
+	}
+	p.images, err = image.Open(cfg)
+	return err
+}
+
+// forget removes a blob that no image needs any more.
+func (p *Peer) forget(d digest.Digest) {
+	if err := p.store.Remove(d); err != nil && blob.KindOf(err) != blob.NotFound {
+		p.log.Warn("cannot remove a blob that is not needed any more", "blob", d, "error", err)
+	}
 }
 
 // source is the path of a byte, nearest hop first: what the store has is
@@ -110,49 +236,92 @@ func (p *Peer) source() blob.Source {
 	return p.store.Through(blob.Meter(p.origin, &p.FromOrigin))
 }
 
-// Close unmounts what cannot live without the process and writes down what
-// the next one wants to know. Closing again does nothing.
+// Close stops the node and writes down what the next one wants to know. With
+// a holder, what is mounted stays mounted for the next process; without, what
+// cannot live without this one is unmounted. Closing again does nothing.
 func (p *Peer) Close() error {
 	var err error
-	p.closeOnce.Do(func() { err = errors.Join(p.images.Close(), p.store.Close(), p.origin.Close()) })
+	p.closeOnce.Do(func() { err = p.free() })
 	if err != nil {
 		return fmt.Errorf("stop peer: %w", err)
 	}
 	return nil
 }
 
-// Run answers the control socket until ctx ends, or, with ExitWhenIdle, until
-// nothing is mounted. ready is called once the socket answers.
+// free closes what New opened, in reverse.
+func (p *Peer) free() error {
+	var errs []error
+	if p.containerd != nil {
+		errs = append(errs, p.containerd.close())
+	}
+	if p.images != nil {
+		errs = append(errs, p.images.Close(), p.releaseHolder())
+	}
+	if p.origin != nil {
+		errs = append(errs, p.origin.Close())
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Run answers the control socket, and containerd, until ctx ends, or, with
+// ExitWhenIdle, until nothing is mounted. ready is called once all sockets
+// answer.
 func (p *Peer) Run(ctx context.Context, ready func()) error {
-	ln, err := listenControl(p.cfg.Socket)
+	ln, err := listen(p.cfg.Socket)
 	if err != nil {
 		return err
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	group.Go(func() error { return p.serveControl(ctx, ln) })
+	if p.containerd != nil {
+		ln, err := listen(p.cfg.Snapshotter.Socket)
+		if err != nil {
+			stop()
+			return errors.Join(err, group.Wait())
+		}
+		group.Go(func() error { return p.containerd.serve(ctx, ln) })
+	}
+	if p.kubernetes != nil {
+		group.Go(func() error { return p.kubernetes.Run(ctx) })
+	}
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-p.waitIdle(ctx):
+			p.log.Info("nothing is mounted any more: stopping, as asked")
+			stop()
+		}
+		return nil
+	})
+	p.log.Info("peer is ready", "socket", p.cfg.Socket, "dataDir", p.cfg.DataDir)
+	ready()
+	return group.Wait()
+}
+
+// serveControl answers the control socket until ctx ends.
+func (p *Peer) serveControl(ctx context.Context, ln net.Listener) error {
 	srv := &http.Server{
 		Handler:           p.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
-	var serving sync.WaitGroup
-	served := make(chan error, 1)
-	serving.Go(func() { served <- srv.Serve(ln) })
-	p.log.Info("peer is ready", "socket", p.cfg.Socket, "dataDir", p.cfg.DataDir)
-	ready()
-
-	select {
-	case <-ctx.Done():
-	case <-p.waitIdle(ctx):
-		p.log.Info("nothing is mounted any more: stopping, as asked")
-	case err := <-served:
+	stopped := make(chan error, 1)
+	defer context.AfterFunc(ctx, func() {
+		// Requests under way are answered; ctx, being over, cannot bound that.
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+		defer cancel()
+		stopped <- srv.Shutdown(limited)
+	})()
+	if err := srv.Serve(ln); ctx.Err() == nil {
 		return fmt.Errorf("serve control socket: %w", err)
 	}
-	// Requests under way are answered; ctx, being over, cannot bound that.
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	err = srv.Shutdown(stop)
-	serving.Wait()
-	return err
+	return <-stopped
 }
 
 // waitIdle returns a channel that is closed when the peer may stop by itself,
@@ -172,25 +341,25 @@ func (p *Peer) checkIdle() {
 	}
 }
 
-// listenControl listens on the control socket and takes over one that a dead
+// listen listens on a unix socket for root and takes over one that a dead
 // process left behind.
-func listenControl(path string) (net.Listener, error) {
+func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("listen on control socket: %w", err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, blob.Errorf(blob.Invalid, "listen on control socket %s: another peer answers there", path)
+		return nil, blob.Errorf(blob.Invalid, "listen on %s: another process answers there, a peer that still runs perhaps", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("listen on control socket: %w", err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	ln, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("listen on control socket: %w", err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen on control socket: %w", err), ln.Close())
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), ln.Close())
 	}
 	return ln, nil
 }

@@ -155,7 +155,7 @@ func TestOnePeerPerSocketAndDataDir(t *testing.T) {
 	} else if !strings.Contains(err.Error(), p.cfg.DataDir) {
 		t.Errorf("the error does not name the directory: %v", err)
 	}
-	if ln, err := listenControl(p.cfg.Socket); err == nil {
+	if ln, err := listen(p.cfg.Socket); err == nil {
 		ln.Close()
 		t.Error("a second peer took over the control socket of a living one")
 	}

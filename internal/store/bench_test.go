@@ -1,7 +1,7 @@
 package store
 
 import (
-	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -16,10 +16,10 @@ const benchSize = 64 << 20
 
 // held returns an open blob of benchSize bytes that is on disk, and the path
 // of its data.
-func benchBlob(b *testing.B) (blob.Blob, string) {
+func benchBlob(b *testing.B, pieceSize int64) (blob.Blob, string) {
 	content := blobtest.Bytes(1, benchSize)
 	m, refs := memory([][]byte{content})
-	s := openStore(b, Config{})
+	s := openStore(b, Config{PieceSize: pieceSize})
 	bl := openBlob(b, s.Through(m), refs[0])
 	mustRead(b, bl, whole(content), content)
 	return bl, filepath.Join(blobDir(s.root, refs[0].Digest), dataName)
@@ -29,7 +29,8 @@ func benchBlob(b *testing.B) (blob.Blob, string) {
 type plain struct{ io.Reader }
 
 func BenchmarkWarm(b *testing.B) {
-	bl, path := benchBlob(b)
+	bl, path := benchBlob(b, DefaultPieceSize)
+	small, _ := benchBlob(b, 16<<10)
 	f, err := os.Open(path)
 	if err != nil {
 		b.Fatal(err)
@@ -49,24 +50,28 @@ func BenchmarkWarm(b *testing.B) {
 				off = (off + size) % benchSize
 			}
 		})
-		b.Run("store/"+name, func(b *testing.B) {
-			b.SetBytes(size)
-			b.ReportAllocs()
-			ctx := context.Background()
-			var off int64
-			for b.Loop() {
-				if err := blob.ReadFull(ctx, bl, p, off); err != nil {
-					b.Fatal(err)
+		for _, bl := range []struct {
+			name string
+			blob blob.Blob
+		}{{"store/", bl}, {"small/", small}} {
+			b.Run(bl.name+name, func(b *testing.B) {
+				b.SetBytes(size)
+				b.ReportAllocs()
+				var off int64
+				for b.Loop() {
+					if err := blob.ReadFull(b.Context(), bl.blob, p, off); err != nil {
+						b.Fatal(err)
+					}
+					off = (off + size) % benchSize
 				}
-				off = (off + size) % benchSize
-			}
-		})
+			})
+		}
 	}
 }
 
 // BenchmarkWarmToSocket copies a blob to a TCP connection on loopback.
 func BenchmarkWarmToSocket(b *testing.B) {
-	bl, _ := benchBlob(b)
+	bl, _ := benchBlob(b, DefaultPieceSize)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -119,31 +124,37 @@ func BenchmarkCold(b *testing.B) {
 			}
 		}
 	})
-	b.Run("store", func(b *testing.B) {
-		s := openStore(b, Config{})
-		src := s.Through(m)
-		b.SetBytes(benchSize)
-		for b.Loop() {
-			bl, err := src.Open(b.Context(), refs[0])
-			if err != nil {
-				b.Fatal(err)
-			}
-			rc, err := bl.ReadRange(b.Context(), blob.Range{Len: benchSize})
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := io.Copy(io.Discard, rc); err != nil {
-				b.Fatal(err)
-			}
-			rc.Close()
-			bl.Close()
-			b.StopTimer()
-			if err := s.Remove(refs[0].Digest); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
+	for _, size := range []int64{4 << 10, 16 << 10, 256 << 10} {
+		b.Run(fmt.Sprintf("store/pieces=%dKiB", size>>10), func(b *testing.B) {
+			s := openStore(b, Config{PieceSize: size})
+			coldRead(b, s, s.Through(m), refs[0])
+		})
+	}
+}
+
+func coldRead(b *testing.B, s *Store, src blob.Source, ref blob.Ref) {
+	b.SetBytes(benchSize)
+	for b.Loop() {
+		bl, err := src.Open(b.Context(), ref)
+		if err != nil {
+			b.Fatal(err)
 		}
-	})
+		rc, err := bl.ReadRange(b.Context(), blob.Range{Len: benchSize})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, rc); err != nil {
+			b.Fatal(err)
+		}
+		rc.Close()
+		bl.Close()
+		b.StopTimer()
+		quiet(s, ref.Digest)
+		if err := s.Remove(ref.Digest); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
 }
 
 func BenchmarkJournalAppend(b *testing.B) {
@@ -157,7 +168,7 @@ func BenchmarkJournalAppend(b *testing.B) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.load()
-	e.setGeometry(info{Version: infoVersion, Digest: e.digest, Size: 1000, PieceSize: minPieceSize})
+	e.setGeometry(info{Version: infoVersion, Digest: e.digest, Size: 1000, PieceSize: DefaultPieceSize})
 	if _, err := e.writable(); err != nil {
 		b.Fatal(err)
 	}

@@ -21,11 +21,12 @@ type crashWorld struct {
 	lied     int // refs[lied] is sent wrongly at first
 	from     string
 	ops      []Op
+	pieces   int64 // Config.PieceSize
 }
 
 // recordRun runs a store through everything that changes its files.
-func recordRun(t *testing.T) crashWorld {
-	w := crashWorld{whole: 0, lied: 2, from: t.TempDir()}
+func recordRun(t *testing.T, pieceSize int64) crashWorld {
+	w := crashWorld{whole: 0, lied: 2, from: t.TempDir(), pieces: pieceSize}
 	for i := range 4 {
 		w.contents = append(w.contents, blobtest.Bytes(uint64(i), int(768*kib)+i*1000))
 	}
@@ -33,7 +34,7 @@ func recordRun(t *testing.T) crashWorld {
 	w.refs = refs
 	d := &disk{}
 	reopen := func() *Store {
-		s, err := Open(Config{Dir: w.from, FS: d.fs()})
+		s, err := Open(Config{Dir: w.from, FS: d.fs(), PieceSize: w.pieces})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -198,11 +199,14 @@ func ramDir(t *testing.T) string {
 // done survives, and after power cuts, when what was not synced is lost, all
 // of it or some of it or in part.
 func TestCrash(t *testing.T) {
-	w := recordRun(t)
+	t.Run("256 KiB", func(t *testing.T) { testCrash(t, recordRun(t, DefaultPieceSize), 1) })
+	t.Run("64 KiB", func(t *testing.T) { testCrash(t, recordRun(t, 64*kib), 5) })
+}
+
+func testCrash(t *testing.T, w crashWorld, step int) {
 	if !w.promised(len(w.ops)/2) && !w.promised(len(w.ops)*3/4) {
 		t.Fatal("the recorded run never completes the blob it is about")
 	}
-	step := 1
 	if testing.Short() {
 		step = 9
 	}

@@ -44,6 +44,7 @@ type entry struct {
 	pieces
 	checked bitmap // pieces whose CRC was compared, or that were written, since loading
 	resets  int    // how often the content turned out to be wrong
+	drops   int    // how often a piece was forgotten
 	data    *file  // nil when not open; so is journal
 	journal *file
 	dirty   int64 // bytes kept since the last checkpoint
@@ -198,7 +199,7 @@ func (e *entry) soil(n int64) {
 func (e *entry) setGeometry(i info) {
 	e.info = i
 	e.sized = true
-	e.geo = geometryOf(i.Size)
+	e.geo = geometryOf(i.Size, i.PieceSize)
 	e.pieces = newPieces(e.geo.pieces)
 	e.checked = newBitmap(e.geo.pieces)
 	e.forgetHash()
@@ -288,33 +289,45 @@ func (e *entry) writable() (*file, error) {
 	return e.data, nil
 }
 
-// append writes r to the journal and folds it in; on an error neither
+// append writes rs to the journal and folds them in; on an error neither
 // happened. Caller holds e.mu.
-func (e *entry) append(r record) error {
-	p := r.encode()
+func (e *entry) append(rs ...record) error {
 	if err := e.openFiles(); err != nil {
 		return err
 	}
-	if err := e.journal.writeAt(p[:], int64(e.records)*recordSize); err != nil {
+	p := make([]byte, 0, len(rs)*recordSize)
+	for _, r := range rs {
+		q := r.encode()
+		p = append(p, q[:]...)
+	}
+	if err := e.journal.writeAt(p, int64(e.records)*recordSize); err != nil {
 		return err
 	}
-	e.apply(r)
+	for _, r := range rs {
+		e.apply(r)
+	}
 	return nil
 }
 
-// keep notes that piece i was written. Caller holds e.mu.
-func (e *entry) keep(i int, crc uint32) error {
-	if err := e.append(record{recPiece, uint32(i), crc}); err != nil {
-		return err
+// keep notes that the pieces of rs, at least one, were written, and returns
+// how many bytes they have. Caller holds e.mu.
+func (e *entry) keep(rs []record) (n int64, err error) {
+	if err := e.append(rs...); err != nil {
+		return 0, err
 	}
-	n := e.geo.length(i)
-	e.checked.set(i)
+	next := false
+	for _, r := range rs {
+		i := int(r.index)
+		n += e.geo.length(i)
+		e.checked.set(i)
+		next = next || i == e.hashed
+	}
 	e.account(n)
 	e.soil(n)
-	if e.missing() == 0 || i == e.hashed {
+	if next || e.missing() == 0 {
 		e.kickHash()
 	}
-	return nil
+	return n, nil
 }
 
 // drop forgets piece i. That the journal cannot be told is no reason to keep
@@ -328,6 +341,7 @@ func (e *entry) drop(i int) {
 		e.present.unset(i)
 		e.complete = false
 	}
+	e.drops++
 	e.checked.unset(i)
 	e.account(-e.geo.length(i))
 	if i < e.hashed || e.hashing && i == e.hashed {
@@ -346,6 +360,7 @@ func (e *entry) reset() error {
 		e.complete = false
 	}
 	e.resets++
+	e.drops++
 	e.checked.clear()
 	e.dirty = 0
 	e.account(-held)
@@ -503,8 +518,11 @@ func (e *entry) covering(i int) *flight {
 // available returns how many pieces from i on are missing and in no flight,
 // at most n. Caller holds e.mu.
 func (e *entry) available(i, n int) int {
+	for _, f := range e.flights {
+		n = f.clip(i, n)
+	}
 	for k := range n {
-		if e.present.has(i+k) || e.covering(i+k) != nil {
+		if e.present.has(i + k) {
 			return k
 		}
 	}

@@ -62,7 +62,7 @@ func FuzzInfo(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if g := geometryOf(i.Size); g.pieces > maxPieces || g.pieceSize != i.PieceSize {
+		if g := geometryOf(i.Size, i.PieceSize); g.pieces > maxPieces || g.pieceSize != i.PieceSize {
 			t.Fatalf("accepted %+v", i)
 		}
 		q, err := encodeInfo(i)

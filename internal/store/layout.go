@@ -21,12 +21,23 @@ const (
 	infoTempName = "info.json.new"
 )
 
+// DefaultPieceSize is Config.PieceSize where it is not given, MinPieceSize and
+// MaxPieceSize what it can be, in bytes.
 const (
-	minPieceSize = 256 << 10
-	maxPieces    = 65536
+	DefaultPieceSize = 256 << 10
+	MinPieceSize     = 4 << 10
+	MaxPieceSize     = 4 << 20
+)
+
+const (
+	// blockSize is how many bytes are written, and read to be checked, at once
+	// where pieces are smaller.
+	blockSize = 256 << 10
+	maxPieces = 65536
 	// maxSize is the largest blob the store takes, 1 TiB; its pieces have 16
 	// MiB, which is what a reader's buffer has to hold.
-	maxSize = int64(1) << 40
+	maxSize      = int64(1) << 40
+	hugestPieces = maxSize / maxPieces
 	// infoLimit is how long an info.json may be, in bytes.
 	infoLimit = 64 << 10
 )
@@ -38,16 +49,19 @@ type geometry struct {
 	pieces    int
 }
 
-// geometryOf returns how a blob of size bytes is cut: in pieces of 256 KiB,
+// geometryOf returns how a blob of size bytes is cut: in pieces of pieceSize,
 // doubled until there are no more than 65,536.
-func geometryOf(size int64) geometry {
-	g := geometry{size: size, pieceSize: minPieceSize}
+func geometryOf(size, pieceSize int64) geometry {
+	g := geometry{size: size, pieceSize: pieceSize}
 	for size > g.pieceSize*maxPieces {
 		g.pieceSize *= 2
 	}
 	g.pieces = int((size + g.pieceSize - 1) / g.pieceSize)
 	return g
 }
+
+// block returns how many bytes are kept at once, a multiple of pieces.
+func (g geometry) block() int64 { return max(g.pieceSize, blockSize) }
 
 // piece returns the piece that holds offset off.
 func (g geometry) piece(off int64) int { return int(off / g.pieceSize) }
@@ -117,10 +131,18 @@ func decodeInfo(p []byte) (info, error) {
 	if i.Size < 0 || i.Size > maxSize {
 		return info{}, blob.Errorf(blob.Corrupt, "decode %s: size %d is not in [0, %d]", infoName, i.Size, maxSize)
 	}
-	if want := geometryOf(i.Size).pieceSize; i.PieceSize != want {
-		return info{}, blob.Errorf(blob.Corrupt, "decode %s: pieces of %d bytes, want %d", infoName, i.PieceSize, want)
+	if !isPieceSize(i.PieceSize, hugestPieces) {
+		return info{}, blob.Errorf(blob.Corrupt, "decode %s: pieces of %d bytes are not a power of two in [%d, %d]", infoName, i.PieceSize, MinPieceSize, hugestPieces)
+	}
+	if want := geometryOf(i.Size, i.PieceSize).pieceSize; i.PieceSize != want {
+		return info{}, blob.Errorf(blob.Corrupt, "decode %s: pieces of %d bytes, want at least %d", infoName, i.PieceSize, want)
 	}
 	return i, nil
+}
+
+// isPieceSize reports whether pieces can have n bytes, limit being the most.
+func isPieceSize(n, limit int64) bool {
+	return n >= MinPieceSize && n <= limit && n&(n-1) == 0
 }
 
 // blobDir returns the folder of blob d below root. d must be valid.
@@ -129,21 +151,21 @@ func blobDir(root string, d digest.Digest) string {
 	return filepath.Join(root, d.Algorithm().String(), hex[:2], hex)
 }
 
-// buffers holds buffers of the usual piece size; those of very large blobs
-// are left to the garbage collector.
-var buffers = sync.Pool{New: func() any { return new([minPieceSize]byte) }}
+// buffers holds buffers of the usual size of a block; those of very large
+// pieces are left to the garbage collector.
+var buffers = sync.Pool{New: func() any { return new([blockSize]byte) }}
 
 // getBuffer returns a buffer of at least n bytes, cut to n.
 func getBuffer(n int64) []byte {
-	if n > minPieceSize {
+	if n > blockSize {
 		return make([]byte, n)
 	}
-	return buffers.Get().(*[minPieceSize]byte)[:n]
+	return buffers.Get().(*[blockSize]byte)[:n]
 }
 
 // putBuffer gives back what getBuffer returned.
 func putBuffer(p []byte) {
-	if cap(p) == minPieceSize {
-		buffers.Put((*[minPieceSize]byte)(p[:minPieceSize]))
+	if cap(p) == blockSize {
+		buffers.Put((*[blockSize]byte)(p[:blockSize]))
 	}
 }

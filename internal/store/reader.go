@@ -54,7 +54,7 @@ func (r *reader) Read(p []byte) (int, error) {
 
 // WriteTo implements io.WriterTo.
 func (r *reader) WriteTo(w io.Writer) (total int64, err error) {
-	buf := getBuffer(minPieceSize)
+	buf := getBuffer(blockSize)
 	defer putBuffer(buf)
 	for {
 		n, err := r.Read(buf)
@@ -184,19 +184,25 @@ func (r *reader) readLocal(p []byte, i int, last bool) (int, error) {
 	return n, nil
 }
 
-// readUnchecked reads all of piece i to compare its CRC.
+// readUnchecked reads all of piece i, and of those after it that p has room
+// for, to compare their CRCs.
 func (r *reader) readUnchecked(p []byte, i int) (int, error) {
 	e := r.h.e
-	buf := getBuffer(e.geo.length(i))
+	n := 1
+	if end := e.geo.piece(r.off + int64(len(p))); e.geo.pieceSize < blockSize && end > i+1 {
+		n = min(end-i, int(blockSize/e.geo.pieceSize))
+	}
+	buf := getBuffer(e.geo.block())
 	defer putBuffer(buf)
-	if err := e.readPiece(i, buf); err == errDropped {
+	good, err := e.readPieces(i, n, buf)
+	if err == errDropped {
 		return 0, nil
 	} else if err != nil {
 		return 0, r.goDirect(i)
 	}
-	n := copy(p, buf[r.off-e.geo.start(i):])
-	r.hit(n)
-	return n, nil
+	m := copy(p, buf[r.off-e.geo.start(i):good])
+	r.hit(m)
+	return m, nil
 }
 
 // hit counts bytes that were here before they were asked for.

@@ -128,7 +128,7 @@ func (e *entry) agree(ref blob.Ref, size int64) error {
 		}
 	}
 	e.setGeometry(info{
-		Version: infoVersion, Digest: e.digest, Size: size, PieceSize: geometryOf(size).pieceSize,
+		Version: infoVersion, Digest: e.digest, Size: size, PieceSize: geometryOf(size, e.s.cfg.PieceSize).pieceSize,
 		MediaType: ref.MediaType, Repository: ref.Repository,
 	})
 	return nil

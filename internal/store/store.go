@@ -53,9 +53,17 @@ type Config struct {
 	// nothing more is kept. Default: 2 % of the file system, at most 4 GiB.
 	// Negative: none.
 	MinFree int64
-	// RandomRun and SequentialRun are how many bytes are fetched at once for a
-	// read that stands alone, and at most for one that continues another.
-	// Both are rounded up to pieces. Defaults: 256 KiB and 8 MiB.
+	// PieceSize is how many bytes of a new blob are kept or missing together, a
+	// power of two from MinPieceSize to MaxPieceSize; it is doubled for blobs
+	// that would have more than 65,536 pieces. Small pieces suit readers of many
+	// small parts. A blob on disk keeps the pieces it has. Default: 256 KiB.
+	PieceSize int64
+	// RandomRun is how many bytes at least are fetched for a read that stands
+	// alone; a read that continues another gets twice as much as that one, up to
+	// SequentialRun. Negative: reads fetch the pieces they ask for and nothing
+	// more, for readers that look ahead themselves. SequentialRun is also the
+	// most that is asked for at once. Both are rounded up to pieces. Defaults:
+	// 256 KiB and 8 MiB.
 	RandomRun, SequentialRun int64
 	// Logger receives what a person may need to know. Default: discard.
 	Logger *slog.Logger
@@ -68,8 +76,17 @@ func (c *Config) settle() error {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.RandomRun <= 0 {
+	if c.PieceSize == 0 {
+		c.PieceSize = DefaultPieceSize
+	}
+	if !isPieceSize(c.PieceSize, MaxPieceSize) {
+		return blob.Errorf(blob.Invalid, "piece size %d: want a power of two in [%d, %d]", c.PieceSize, MinPieceSize, MaxPieceSize)
+	}
+	switch {
+	case c.RandomRun == 0:
 		c.RandomRun = 256 << 10
+	case c.RandomRun < 0:
+		c.RandomRun = 0 // which doubles to itself
 	}
 	if c.SequentialRun <= 0 {
 		c.SequentialRun = 8 << 20

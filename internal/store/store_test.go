@@ -169,7 +169,7 @@ func TestConformance(t *testing.T) {
 
 func TestLayoutOnDisk(t *testing.T) {
 	dir := t.TempDir()
-	content := blobtest.Bytes(1, int(3*minPieceSize+100))
+	content := blobtest.Bytes(1, int(3*DefaultPieceSize+100))
 	m, refs := memory([][]byte{content})
 	refs[0].MediaType = "application/vnd.oci.image.layer.v1.tar+gzip"
 	s := openStore(t, Config{Dir: dir})
@@ -217,7 +217,7 @@ func TestGeometry(t *testing.T) {
 		{65536*256*kib + 1, 512 * kib, 32769},
 		{maxSize, 16 * mib, 65536},
 	} {
-		g := geometryOf(c.size)
+		g := geometryOf(c.size, DefaultPieceSize)
 		if g.pieceSize != c.pieceSize || g.pieces != c.pieces {
 			t.Errorf("%d bytes: %d pieces of %d, want %d of %d", c.size, g.pieces, g.pieceSize, c.pieces, c.pieceSize)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"slices"
 
 	"skimmer/internal/blob"
 )
@@ -11,41 +12,71 @@ import (
 // errDropped says that a piece was not what its CRC promised and is gone now.
 var errDropped = errors.New("piece failed its CRC")
 
-// readPiece fills p, of the piece's length, with piece i and compares its
-// CRC. A piece that fails is dropped: errDropped. Caller holds e, not e.mu.
-func (e *entry) readPiece(i int, p []byte) error {
+// readPieces fills p, of their length, with the n pieces from i on and
+// compares their CRCs. It returns how many bytes are good, from the start of
+// p. A piece that fails is dropped: errDropped, unless others came before it.
+// Caller holds e, not e.mu.
+func (e *entry) readPieces(i, n int, p []byte) (good int64, err error) {
 	e.mu.Lock()
-	if !e.present.has(i) {
-		e.mu.Unlock()
-		return errDropped
+	crcs, drops := slices.Clone(e.crcs[i:i+n]), e.drops
+	for k := range n {
+		if !e.present.has(i + k) {
+			n = k
+			break
+		}
 	}
-	crc := e.crcs[i]
-	err := e.openFiles()
+	err = e.openFiles()
 	data := e.data
 	e.mu.Unlock()
+	if n == 0 {
+		return 0, errDropped
+	}
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, err = data.readAt(p, e.geo.start(i))
+	start := e.geo.start(i)
+	m, err := data.readAt(p[:e.geo.start(i+n)-start], start)
 	if e.s.ctx.Err() != nil {
-		return e.s.errClosed()
+		return 0, e.s.errClosed()
 	}
-	good := err == nil && checksum(p) == crc
+	for k, crc := range crcs[:n] {
+		from, to := e.geo.start(i+k)-start, e.geo.start(i+k+1)-start
+		why := err
+		if to <= int64(m) {
+			why = nil
+			if checksum(p[from:to]) != crc {
+				why = errDropped
+			}
+		}
+		if !e.confirm(record{recPiece, uint32(i + k), crc}, drops, why) {
+			break
+		}
+		good = to
+	}
+	if good == 0 {
+		return 0, errDropped
+	}
+	return good, nil
+}
 
+// confirm notes that the piece of r, as it was when drops was read, was found
+// right, or if why is an error drops it. It returns false where the bytes read
+// are not those of the piece.
+func (e *entry) confirm(r record, drops int, why error) bool {
+	i := int(r.index)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.present.has(i) || e.crcs[i] != crc {
-		return errDropped // it is another one by now
+	if !e.present.has(i) || e.crcs[i] != r.crc {
+		return false // it is another one by now
 	}
-	if good {
-		e.checked.set(i)
-		return nil
+	if why != nil {
+		if e.drops == drops { // else it may have been replaced under the read
+			e.damaged(i, why)
+		}
+		return false
 	}
-	if err == nil {
-		err = errDropped
-	}
-	e.damaged(i, err)
-	return errDropped
+	e.checked.set(i)
+	return true
 }
 
 // damaged drops piece i, which cannot be read from disk. Caller holds e.mu.
@@ -76,13 +107,13 @@ func (e *entry) hash() {
 		defer func() { <-e.s.hashes }()
 	case <-e.s.ctx.Done():
 	}
-	buf := getBuffer(e.geo.pieceSize)
+	buf := getBuffer(e.geo.block())
 	defer putBuffer(buf)
 	for e.hashNext(buf) {
 	}
 }
 
-// hashNext hashes one piece, and reports whether there is more to do. When
+// hashNext hashes as many pieces as buf holds, and reports whether there is more to do. When
 // there is not, hashing is over.
 func (e *entry) hashNext(buf []byte) bool {
 	e.mu.Lock()
@@ -100,18 +131,21 @@ func (e *entry) hashNext(buf []byte) bool {
 		e.mu.Unlock()
 		return false
 	}
+	n := 1
+	for i+n < e.geo.pieces && e.present.has(i+n) && e.geo.start(i+n+1)-e.geo.start(i) <= int64(len(buf)) {
+		n++
+	}
 	e.mu.Unlock()
 
-	p := buf[:e.geo.length(i)]
-	err := e.readPiece(i, p)
+	good, err := e.readPieces(i, n, buf)
 	if err == nil {
-		_, err = e.hasher.Write(p)
+		_, err = e.hasher.Write(buf[:good])
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
 	case err == nil && !e.stale:
-		e.hashed++
+		e.hashed = e.geo.pieceEnd(e.geo.start(i) + good)
 	case err != nil && err != errDropped:
 		e.s.log.Warn("cannot check a blob's digest", "digest", e.digest, "error", err)
 		e.hashing = false

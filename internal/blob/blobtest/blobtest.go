@@ -47,6 +47,12 @@ func Run(t *testing.T, open Open) {
 	t.Run("CancelEndsReader", func(t *testing.T) { cancelEnds(t, open) })
 	t.Run("ReaderOutlivesBlob", func(t *testing.T) { readerOutlives(t, open) })
 	t.Run("EarlyClose", func(t *testing.T) { earlyClose(t, open) })
+	t.Run("SeveralRanges", func(t *testing.T) { severalRanges(t, open) })
+	t.Run("SeveralInvalid", func(t *testing.T) { severalInvalid(t, open) })
+	t.Run("SeveralUnknown", func(t *testing.T) { severalUnknown(t, open) })
+	t.Run("SeveralRefused", func(t *testing.T) { severalRefused(t, open) })
+	t.Run("SeveralCanceled", func(t *testing.T) { severalCanceled(t, open) })
+	t.Run("SeveralConcurrent", func(t *testing.T) { severalConcurrent(t, open) })
 }
 
 // one opens a source with a single blob of n bytes.

@@ -135,6 +135,12 @@ func checkLayer(t *testing.T, l v1.Layer, d v1.Descriptor, diffID v1.Hash, src v
 	if err != nil {
 		t.Fatalf("stock reader: %v", err)
 	}
+	if d.MediaType != types.OCILayerZStd {
+		off, _, err := stock.OpenFooter(io.NewSectionReader(bytes.NewReader(p), 0, int64(len(p))))
+		if got := d.Annotations["skimmer.estargz.toc-offset"]; err != nil || got != fmt.Sprint(off) {
+			t.Errorf("layer %v: table of contents is annotated to be at %q, the footer says %d, %v", d.Digest, got, off, err)
+		}
+	}
 	if _, err := r.VerifyTOC(digest.Digest(d.Annotations["containerd.io/snapshot/stargz/toc.digest"])); err != nil {
 		t.Errorf("stock verifier: %v", err)
 	}

@@ -117,7 +117,10 @@ type Request struct {
 	Op     Op
 	Unique uint64
 	Node   uint64
-	body   []byte
+	// Pid is the task that waits for the reply, or in whose name the kernel
+	// works, as numbered where the mount was made; 0 if it has no number there.
+	Pid  uint32
+	body []byte
 }
 
 // Parse takes a request apart. p is all that one read of the device returned.
@@ -132,6 +135,7 @@ func Parse(p []byte) (Request, error) {
 		Op:     Op(native.Uint32(p[4:])),
 		Unique: native.Uint64(p[8:]),
 		Node:   native.Uint64(p[16:]),
+		Pid:    native.Uint32(p[32:]),
 		body:   p[headerSize:],
 	}, nil
 }

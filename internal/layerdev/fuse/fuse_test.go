@@ -8,7 +8,7 @@ import (
 func request(op Op, node uint64, body []byte) []byte {
 	p := put32(nil, uint32(headerSize+len(body)), uint32(op))
 	p = put64(p, 42, node)
-	p = put32(p, 0, 0, 1, 0)
+	p = put32(p, 0, 0, 77, 0)
 	return append(p, body...)
 }
 
@@ -20,7 +20,7 @@ func TestParseRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Op != Read || r.Unique != 42 || r.Node != 77 {
+	if r.Op != Read || r.Unique != 42 || r.Node != 77 || r.Pid != 77 {
 		t.Errorf("request = %+v", r)
 	}
 	if off, size, err := r.Span(); off != 1<<30 || size != 131072 || err != nil {

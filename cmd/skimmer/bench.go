@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"skimmer/internal/lab"
+	"skimmer/internal/lab/coldstart"
+)
+
+func newBenchCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Repeat the experiments behind docs/benchmarks.md",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newBenchColdstartCommand(a))
+	return cmd
+}
+
+// coldstartFlags are what "skimmer bench coldstart" can be told.
+type coldstartFlags struct {
+	images, shapes, modes         string
+	runs                          int
+	imports                       bool
+	baseline, skimmer, containerd string
+	packageCache, registryDir     string
+}
+
+func newBenchColdstartCommand(a *app) *cobra.Command {
+	var f coldstartFlags
+	cmd := &cobra.Command{
+		Use:   "coldstart",
+		Short: "Measure how long a container takes to start from an image that is not here",
+		Long: `Build real images out of Debian packages, convert them to eStargz, push them to a
+registry on this machine behind a path with a round trip and a bandwidth, and
+start them with a containerd of its own: pull, create, and run until the program
+has ended. Every start is on a fresh node with empty directories and an empty
+page cache, and then again with everything there. Three ways of getting at the
+image take turns:
+
+  overlayfs  containerd's own: fetch everything, unpack it, start
+  stargz     the stock stargz snapshotter (make bench-baseline builds it)
+  skimmer    this program, as "skimmer peer" in a process of its own
+
+Requests and bytes are counted at the registry. The cached start asks it for the
+image's name once more. It takes long: a full pull of one image through
+200Mbit is more than half a minute. The page cache of the whole machine is dropped
+before each first start.
+
+Packages come from this machine's apt sources and are kept for the next time.
+Everything else is in a temporary directory and is gone when the command ends,
+which Ctrl-C makes it do early.`,
+		Example: `  skimmer bench coldstart --baseline bin/stargz-snapshotter
+  skimmer bench coldstart --modes skimmer --images python --runs 1
+  skimmer bench coldstart --shapes 5ms/200Mbit,50ms/1Gbit --output json > coldstart.json`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return a.benchColdstart(cmd.Context(), f) },
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.images, "images", "python,node,jdk", "images to start, of those that skimmer demo --help lists")
+	fl.BoolVar(&f.imports, "imports", true, "with the image python, also start a program that imports 300 modules")
+	fl.IntVar(&f.runs, "runs", 5, "how often everything is measured")
+	fl.StringVar(&f.shapes, "shapes", "5ms/200Mbit,20ms/100Mbit", "paths to the registry: round trip and bandwidth of all connections together; none is this machine's")
+	fl.StringVar(&f.modes, "modes", "", "what is compared: overlayfs, stargz, skimmer (default: all; stargz only with --baseline)")
+	fl.StringVar(&f.baseline, "baseline", "", "stock snapshotter that make bench-baseline has built")
+	fl.StringVar(&f.skimmer, "skimmer", "", "program of mode skimmer (default: this one)")
+	fl.StringVar(&f.containerd, "containerd", "", "containerd to start; its folder's shim is used too (default: the one in PATH)")
+	fl.StringVar(&f.packageCache, "package-cache", "", "directory that keeps packages and built images (default: skimmer/packages in the user's cache directory)")
+	fl.StringVar(&f.registryDir, "registry-dir", "", "directory that keeps converted images for the next time; empty it when the converter has changed")
+	_ = cmd.MarkFlagFilename("baseline")
+	_ = cmd.MarkFlagFilename("skimmer")
+	_ = cmd.MarkFlagFilename("containerd")
+	_ = cmd.MarkFlagDirname("package-cache")
+	_ = cmd.MarkFlagDirname("registry-dir")
+	return cmd
+}
+
+// config turns flags into an experiment; its Dir is not set.
+func (f coldstartFlags) config() (coldstart.Config, error) {
+	cfg := coldstart.Config{
+		Imports: f.imports, Runs: f.runs,
+		PackageCache: f.packageCache, RegistryDir: f.registryDir,
+	}
+	for name := range strings.SplitSeq(f.images, ",") {
+		spec, ok := lab.SpecNamed(strings.TrimSpace(name))
+		if !ok {
+			return cfg, fmt.Errorf("read --images: there is no image called %q; see skimmer demo --help", name)
+		}
+		cfg.Images = append(cfg.Images, spec)
+	}
+	var err error
+	if cfg.Paths, err = coldstart.ParsePaths(f.shapes); err != nil {
+		return cfg, err
+	}
+	if cfg.Modes, err = coldstart.ParseModes(f.modes); f.modes != "" && err != nil {
+		return cfg, err
+	}
+	if f.modes == "" {
+		cfg.Modes = []coldstart.Mode{coldstart.Overlayfs, coldstart.Skimmer}
+		if f.baseline != "" {
+			cfg.Modes = coldstart.Modes()
+		}
+	}
+	if f.runs < 1 {
+		return cfg, fmt.Errorf("read --runs: %d: must be at least 1", f.runs)
+	}
+	return cfg, f.programs(&cfg)
+}
+
+// programs finds the programs that the modes need.
+func (f coldstartFlags) programs(cfg *coldstart.Config) error {
+	this, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	if f.skimmer == "" {
+		f.skimmer = this
+	}
+	if f.containerd == "" {
+		f.containerd = "containerd"
+	}
+	for _, p := range []struct {
+		flag, name string
+		to         *string
+	}{
+		{"--baseline", f.baseline, &cfg.Stargz}, {"--skimmer", f.skimmer, &cfg.Skimmer}, {"--containerd", f.containerd, &cfg.Containerd},
+	} {
+		if p.name == "" {
+			continue
+		}
+		path, err := exec.LookPath(p.name)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", p.flag, err)
+		}
+		if *p.to, err = filepath.Abs(path); err != nil {
+			return fmt.Errorf("read %s: %w", p.flag, err)
+		}
+	}
+	return nil
+}
+
+func (a *app) benchColdstart(ctx context.Context, f coldstartFlags) (err error) {
+	cfg, err := f.config()
+	if err != nil {
+		return err
+	}
+	if err := coldstart.NeedsRoot(); err != nil {
+		return err
+	}
+	// Sockets are in it, whose paths have to be short.
+	if cfg.Dir, err = os.MkdirTemp("", "skimmer-bench-"); err != nil {
+		return fmt.Errorf("measure cold starts: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(cfg.Dir)) }()
+	steps := newStepPrinter(a.stderr)
+	cfg.Publish = demoPublisher{cfg.Dir}.Publish
+	cfg.Report, cfg.Logger = steps.report, a.logger()
+	r, err := coldstart.Run(ctx, cfg)
+	steps.end()
+	if err != nil {
+		return err
+	}
+	return a.print(r, r.WriteTable)
+}

@@ -1,0 +1,163 @@
+package image
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// tendEvery is how often the library looks for something to complete or to
+// give up when nobody tells it to.
+const tendEvery = 20 * time.Second
+
+// kickFill makes tend look for something to complete.
+func (l *Library) kickFill() {
+	select {
+	case l.fillNow <- struct{}{}:
+	default:
+	}
+}
+
+// tend completes the layers of pulled images, one after the other, whenever
+// readers have settled, and keeps within the water marks. Close ends it.
+func (l *Library) tend() {
+	again := time.NewTicker(tendEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-l.fillNow:
+		case <-again.C:
+		}
+		if l.cfg.Background {
+			l.fillAll()
+		}
+		if l.ctx.Err() != nil {
+			return
+		}
+		if l.cfg.OnFilled != nil {
+			l.cfg.OnFilled(l.missing())
+		}
+		l.makeSpace()
+	}
+}
+
+// fillAll completes what can be completed.
+func (l *Library) fillAll() {
+	failed := make(map[string]bool)
+	for {
+		if l.settle(l.ctx) != nil {
+			return
+		}
+		ll := l.nextMissing(failed)
+		if ll == nil {
+			return
+		}
+		if err := l.fillLayer(ll); err != nil {
+			failed[ll.id] = true
+			if l.ctx.Err() == nil {
+				l.log.Warn("background fetch failed; what is missing is fetched when it is read, and in the background later",
+					"image", ll.image, "layer", ll.sources()[0].Digest, "error", err)
+			}
+		}
+	}
+}
+
+func (l *Library) fillLayer(ll *lazyLayer) error {
+	layer, err := ll.open()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := layer.Complete(l.ctx); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.unpin(ll)
+	l.mu.Unlock()
+	l.log.Info("layer is complete: new containers on it do not need this process",
+		"image", ll.image, "layer", ll.sources()[0].Digest, "took", time.Since(start))
+	return nil
+}
+
+// nextMissing returns a pulled layer that is not complete and not in skip;
+// those of mounted stacks first.
+func (l *Library) nextMissing(skip map[string]bool) *lazyLayer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	mounted := l.mountedLayers()
+	var found *lazyLayer
+	for id, ll := range l.layers {
+		if !ll.pulled || skip[id] || found != nil && !mounted[id] {
+			continue
+		}
+		if _, complete := ll.completeData(); complete {
+			continue
+		}
+		found = ll
+		if mounted[id] {
+			break
+		}
+	}
+	return found
+}
+
+// mountedLayers returns the IDs of the layers of stacks that are mounted.
+// l.mu is held.
+func (l *Library) mountedLayers() map[string]bool {
+	ids := make(map[string]bool)
+	for _, s := range l.stacks {
+		if s.mounted.Load() {
+			for _, layer := range s.layers {
+				ids[layerID(layer.Digest, layer.TOCDigest)] = true
+			}
+		}
+	}
+	return ids
+}
+
+// missing returns the repositories from which pulled layers still need
+// something.
+func (l *Library) missing() map[string]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	repositories := make(map[string]bool)
+	for _, ll := range l.layers {
+		if _, complete := ll.completeData(); complete || !ll.pulled {
+			continue
+		}
+		for _, ref := range ll.sources() {
+			repositories[ref.Repository] = true
+		}
+	}
+	return repositories
+}
+
+// Missing returns the repositories from which pulled layers still need
+// something, sorted.
+func (l *Library) Missing() []string {
+	var names []string
+	for name := range l.missing() {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// settle waits until no reader has had to wait for the background delay.
+func (l *Library) settle(ctx context.Context) error {
+	for {
+		wait := l.cfg.BackgroundDelay - time.Since(time.Unix(0, l.lastMiss.Load()))
+		if wait <= 0 {
+			return context.Cause(ctx)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+	}
+}

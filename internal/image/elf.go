@@ -1,0 +1,118 @@
+package image
+
+import (
+	"debug/elf"
+	"encoding/binary"
+	"io"
+	"strings"
+)
+
+// needs of a program, as its ELF headers name them (System V ABI, chapter 5).
+type elfNeeds struct {
+	loader  string   // PT_INTERP
+	needed  []string // DT_NEEDED
+	runPath []string // DT_RUNPATH or DT_RPATH
+}
+
+// Limits on what headers from a stranger may make us read.
+const (
+	maxProgramHeaders = 128
+	maxDynamic        = 64 << 10
+	maxStrings        = 1 << 20
+	maxNeeded         = 256
+	maxELFString      = 4096
+)
+
+// readELF reads what a program needs from its program headers alone: section
+// headers lie at the end of the file, where nothing else is read. It
+// understands 64-bit little-endian files; of others, and of damaged ones, it
+// returns what it could make out.
+func readELF(r io.ReaderAt) elfNeeds {
+	var n elfNeeds
+	var h elf.Header64
+	if read(r, 0, 64, &h) != nil || elf.Class(h.Ident[elf.EI_CLASS]) != elf.ELFCLASS64 ||
+		elf.Data(h.Ident[elf.EI_DATA]) != elf.ELFDATA2LSB || h.Phentsize != 56 || h.Phnum > maxProgramHeaders {
+		return n
+	}
+	progs := make([]elf.Prog64, h.Phnum)
+	if read(r, h.Phoff, 56*uint64(h.Phnum), progs) != nil {
+		return n
+	}
+	var dynamic []elf.Dyn64
+	for _, p := range progs {
+		switch elf.ProgType(p.Type) {
+		case elf.PT_INTERP:
+			n.loader = cstring(r, p.Off, min(p.Filesz, maxELFString))
+		case elf.PT_DYNAMIC:
+			dynamic = make([]elf.Dyn64, min(p.Filesz, maxDynamic)/16)
+			if read(r, p.Off, 16*uint64(len(dynamic)), dynamic) != nil {
+				return n
+			}
+		}
+	}
+	n.dynamic(r, progs, dynamic)
+	return n
+}
+
+// dynamic reads the entries of the dynamic section.
+func (n *elfNeeds) dynamic(r io.ReaderAt, progs []elf.Prog64, entries []elf.Dyn64) {
+	var table, size uint64
+	for _, d := range entries {
+		switch elf.DynTag(d.Tag) {
+		case elf.DT_STRTAB:
+			table = fileOffset(progs, d.Val)
+		case elf.DT_STRSZ:
+			size = min(d.Val, maxStrings)
+		}
+	}
+	if table == 0 {
+		return
+	}
+	for _, d := range entries {
+		if d.Val >= size || len(n.needed) >= maxNeeded {
+			continue
+		}
+		switch elf.DynTag(d.Tag) {
+		case elf.DT_NEEDED:
+			if name := cstring(r, table+d.Val, min(size-d.Val, maxELFString)); name != "" {
+				n.needed = append(n.needed, name)
+			}
+		case elf.DT_RUNPATH, elf.DT_RPATH:
+			n.runPath = strings.Split(cstring(r, table+d.Val, min(size-d.Val, maxELFString)), ":")
+		}
+	}
+}
+
+// fileOffset returns where in the file the byte at an address is; 0 where it
+// is not in the file.
+func fileOffset(progs []elf.Prog64, addr uint64) uint64 {
+	for _, p := range progs {
+		if elf.ProgType(p.Type) == elf.PT_LOAD && addr >= p.Vaddr && addr-p.Vaddr < p.Filesz {
+			return p.Off + addr - p.Vaddr
+		}
+	}
+	return 0
+}
+
+// read decodes n bytes at off into v.
+func read(r io.ReaderAt, off, n uint64, v any) error {
+	if off > 1<<62 {
+		return io.ErrUnexpectedEOF
+	}
+	return binary.Read(io.NewSectionReader(r, int64(off), int64(n)), binary.LittleEndian, v)
+}
+
+// cstring returns the string at off that ends with a zero byte; empty if none
+// is within limit bytes.
+func cstring(r io.ReaderAt, off, limit uint64) string {
+	if off > 1<<62 {
+		return ""
+	}
+	p := make([]byte, limit)
+	k, _ := r.ReadAt(p, int64(off)) // what is there decides
+	s, _, ok := strings.Cut(string(p[:k]), "\x00")
+	if !ok {
+		return ""
+	}
+	return s
+}

@@ -1,0 +1,203 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"skimmer/internal/blob"
+	"skimmer/internal/estargz"
+	"skimmer/internal/layerdev"
+)
+
+// indexing is the reading of one image's manifest and of all its tables of
+// contents, done once for all who want a part of it.
+type indexing struct {
+	// Constant.
+	key    string
+	parsed chan struct{} // closed when what follows is known
+
+	// Constant once parsed is closed.
+	err    error
+	layers []*indexedLayer // bottom first
+}
+
+// indexedLayer is one layer of an indexing.
+type indexedLayer struct {
+	// Constant.
+	promise manifestLayer
+	done    chan struct{} // closed when what follows is known
+
+	// Constant once done is closed.
+	err   error
+	layer Layer
+}
+
+const (
+	// indexAtOnce is how many tables of contents of an image are read at once.
+	indexAtOnce = 16
+	// indexedFor is how long what was indexed stays in memory: containerd asks
+	// for an image's layers one after the other, and then for a mount of all.
+	indexedFor = 2 * time.Minute
+)
+
+// indexing returns the indexing of a manifest, which may be under way or over.
+// It goes on when ctx ends, as others may wait for it, with the credential
+// that ctx brings.
+func (l *Library) indexing(ctx context.Context, repository string, d digest.Digest, nearby Content) *indexing {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := repository + "@" + d.String()
+	if ix := l.indexings[key]; ix != nil {
+		return ix
+	}
+	ix := &indexing{key: key, parsed: make(chan struct{})}
+	if l.ctx.Err() != nil {
+		ix.err = blob.Errorf(blob.Unavailable, "the node is stopping")
+		close(ix.parsed)
+		return ix
+	}
+	l.indexings[key] = ix
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(l.ctx, cancel)
+	l.work.Go(func() {
+		defer cancel()
+		defer stop()
+		l.index(ctx, ix, repository, d, nearby)
+	})
+	return ix
+}
+
+func (l *Library) index(ctx context.Context, ix *indexing, repository string, d digest.Digest, nearby Content) {
+	data, err := l.manifestBytes(ctx, repository, d, nearby)
+	if err == nil {
+		var layers []manifestLayer
+		layers, err = parseManifest(data)
+		for _, promise := range layers {
+			ix.layers = append(ix.layers, &indexedLayer{promise: promise, done: make(chan struct{})})
+		}
+	}
+	ix.err = err
+	close(ix.parsed)
+	if ix.err != nil {
+		l.forgetIndexing(ix)
+		return
+	}
+	slots := make(chan struct{}, indexAtOnce)
+	for _, il := range ix.layers {
+		slots <- struct{}{}
+		l.work.Go(func() {
+			defer func() { <-slots }()
+			il.layer, il.err = l.indexLayer(ctx, repository, il.promise)
+			close(il.done)
+		})
+	}
+	l.settleIndexing(ctx, ix, repository, startOf(ctx, data, nearby))
+}
+
+// settleIndexing builds what will be asked for next, and forgets an indexing
+// that failed for a reason that may pass.
+func (l *Library) settleIndexing(ctx context.Context, ix *indexing, repository string, start command) {
+	var run []Layer
+	lazy, passing := true, false
+	for _, il := range ix.layers {
+		<-il.done
+		if il.err != nil {
+			lazy = false
+			passing = passing || blob.KindOf(il.err) != blob.Invalid
+		} else if lazy {
+			run = append(run, il.layer)
+		}
+	}
+	if passing {
+		l.forgetIndexing(ix)
+	}
+	l.fetchStart(ctx, run, start)
+	if len(run) > 0 {
+		if err := l.stack(run, repository, false).build(ctx); err != nil {
+			l.log.Debug("metadata could not be built ahead", "image", ix.key, "error", err)
+		}
+	}
+	timer := time.AfterFunc(indexedFor, func() { l.forgetIndexing(ix) })
+	context.AfterFunc(l.ctx, func() { timer.Stop() })
+}
+
+// forgetIndexing makes the next who wants it begin anew.
+func (l *Library) forgetIndexing(ix *indexing) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.indexings[ix.key] == ix {
+		delete(l.indexings, ix.key)
+	}
+	for _, il := range ix.layers {
+		select {
+		case <-il.done:
+			delete(l.tocs, layerID(il.layer.Digest, il.layer.TOCDigest))
+		default:
+		}
+	}
+}
+
+// indexLayer reads a layer's table of contents and makes the layer known.
+func (l *Library) indexLayer(ctx context.Context, repository string, promise manifestLayer) (Layer, error) {
+	layer := Layer{Digest: promise.Digest, MediaType: promise.MediaType, Size: promise.Size}
+	ref := blob.Ref{Digest: layer.Digest, Size: layer.Size, MediaType: layer.MediaType, Repository: repository}
+	toc, err := l.readTOC(ctx, ref, promise.TOC, promise.Read)
+	if err != nil {
+		return layer, err
+	}
+	layer.TOCDigest, layer.DataSize = toc.Digest, toc.Index.DataSize
+	id := layerID(layer.Digest, layer.TOCDigest)
+
+	// Known before its folder is made: what is not known is swept away.
+	l.mu.Lock()
+	ll := l.addLayer(layer, ref)
+	ll.coming = time.Now().Add(comingFor)
+	l.tocs[id] = toc
+	l.mu.Unlock()
+	if err := layerdev.Create(l.layerDir(id), &toc.Index); err != nil {
+		return layer, fmt.Errorf("make layer folder: %w", err)
+	}
+	return layer, nil
+}
+
+func (l *Library) readTOC(ctx context.Context, ref blob.Ref, want digest.Digest, opts estargz.ReadOptions) (*estargz.TOC, error) {
+	b, err := l.cfg.Source.Open(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	toc, err := estargz.ReadTOC(ctx, b, want, opts)
+	if errors.Is(err, estargz.ErrNotLazy) {
+		return nil, fmt.Errorf("%w; make an image that can be mounted lazily with: skimmer image convert", err)
+	}
+	return toc, err
+}
+
+// toc returns a layer's table of contents: from memory shortly after it was
+// indexed, else it is read again.
+func (l *Library) toc(ctx context.Context, layer Layer, repository string) (*estargz.TOC, error) {
+	id := layerID(layer.Digest, layer.TOCDigest)
+	l.mu.Lock()
+	toc := l.tocs[id]
+	refs := []blob.Ref{{Digest: layer.Digest, Size: layer.Size, MediaType: layer.MediaType, Repository: repository}}
+	if ll := l.layers[id]; ll != nil {
+		refs = append(refs, ll.sources()...)
+	}
+	l.mu.Unlock()
+	if toc != nil {
+		return toc, nil
+	}
+	var errs []error
+	for _, ref := range refs {
+		toc, err := l.readTOC(ctx, ref, layer.TOCDigest, estargz.ReadOptions{})
+		if err == nil {
+			return toc, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("read table of contents of layer %v: %w", layer.Digest, errors.Join(errs...))
+}

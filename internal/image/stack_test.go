@@ -1,0 +1,214 @@
+package image_test
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"skimmer/internal/blob"
+	"skimmer/internal/erofs"
+	"skimmer/internal/image"
+	"skimmer/internal/testkit"
+)
+
+// keeper is a Holder in this process, which outlives libraries.
+type keeper struct {
+	mu    sync.Mutex
+	files map[string]*os.File
+}
+
+func newKeeper(t testing.TB) *keeper {
+	k := &keeper{files: make(map[string]*os.File)}
+	t.Cleanup(func() {
+		for name := range k.files {
+			if err := k.Drop(name); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return k
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return os.NewFile(uintptr(fd), f.Name()), err
+}
+
+func (k *keeper) Put(name string, f *os.File) error {
+	d, err := duplicate(f)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.files[name] = d
+	return err
+}
+
+func (k *keeper) Get(name string) (*os.File, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if f := k.files[name]; f != nil {
+		return duplicate(f)
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (k *keeper) Drop(name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f := k.files[name]
+	delete(k.files, name)
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}
+
+// pull prepares and adopts all layers of an image.
+func pull(t testing.TB, w *world, l *image.Library, tag string) []image.Pulled {
+	t.Helper()
+	name := image.Name{Repository: repo, Tag: tag}
+	var pulled []image.Pulled
+	for _, d := range w.layersOf(t, tag) {
+		p, err := l.PrepareLayer(t.Context(), image.LayerRequest{Name: name, Layer: d})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Adopt(p)
+		pulled = append(pulled, p)
+	}
+	return pulled
+}
+
+func mountStack(t testing.TB, l *image.Library, pulled []image.Pulled) string {
+	t.Helper()
+	path, err := l.MountStack(t.Context(), pulled, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for {
+			if here, err := erofs.Mounted(path); err != nil || !here {
+				return
+			}
+			if err := erofs.Unmount(path, true); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return path
+}
+
+// A reader of what is missing does not notice that one library hands over to
+// the next.
+func TestTakeOverInTheMiddleOfARead(t *testing.T) {
+	testkit.NeedMount(t)
+	w, root, k := newWorld(), t.TempDir(), newKeeper(t)
+	w.push(t, "v1", nil, []*tar.Header{file("big", 1<<20), file("small", 100)})
+	first := open(t, w, root, func(c *image.Config) { c.Holder = k })
+	pulled := pull(t, w, first, "v1")
+	path := mountStack(t, first, pulled)
+	check(t, path, "small", 100)
+
+	asked := make(chan struct{}, 100)
+	w.Before = func(ctx context.Context, _ blob.Ref, _ blob.Range) error {
+		asked <- struct{}{}
+		<-ctx.Done() // answers only when nobody waits any more
+		return context.Cause(ctx)
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, err := os.ReadFile(filepath.Join(path, "big"))
+		read <- err
+	}()
+	<-asked
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-read:
+		t.Fatalf("the reader ended when the library did: %v", err)
+	default:
+	}
+	w.Before = nil
+	second := open(t, w, root, func(c *image.Config) { c.Holder, c.Pulled = k, pulled })
+	if err := <-read; err != nil {
+		t.Errorf("the reader got an error: %v", err)
+	}
+	check(t, path, "big", 1<<20)
+	// With nothing in use, the device goes with the library.
+	if err := errors.Join(second.Collect(func() (image.Kept, error) { return image.Kept{}, nil }), second.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Get(image.DeviceKey); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the device is still held: %v", err)
+	}
+}
+
+// When the holder has died too, what was mounted is mounted anew, without the
+// registry.
+func TestMountsComeBackWithoutHolder(t *testing.T) {
+	testkit.NeedMount(t)
+	w, root, k := newWorld(), t.TempDir(), newKeeper(t)
+	w.push(t, "v1", nil, twoLayers...)
+	first := open(t, w, root, func(c *image.Config) { c.Holder = k })
+	pulled := pull(t, w, first, "v1")
+	path := mountStack(t, first, pulled)
+	check(t, path, "etc/kept", 10)
+	if err := errors.Join(first.Close(), k.Drop(image.DeviceKey)); err != nil {
+		t.Fatal(err)
+	}
+	w.away.Store(true)
+	second := open(t, w, root, func(c *image.Config) { c.Holder, c.Pulled = k, pulled })
+	check(t, mountStack(t, second, pulled), "etc/kept", 10)
+}
+
+func TestStackIsNativeOnceComplete(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	w.push(t, "v1", nil, twoLayers...)
+	filled := make(chan map[string]bool, 100)
+	l := open(t, w, t.TempDir(), func(c *image.Config) {
+		c.Background, c.BackgroundDelay = true, 1
+		c.OnFilled = func(missing map[string]bool) { filled <- missing }
+	})
+	pulled := pull(t, w, l, "v1")
+	lazy := mountStack(t, l, pulled)
+	native := lazy
+	for native == lazy { // a complete image is not mounted over the layer device
+		<-filled
+		native = mountStack(t, l, pulled)
+	}
+	w.away.Store(true)
+	check(t, lazy, "big", 1<<20)
+	check(t, native, "big", 1<<20)
+}
+
+func TestLeastRecentlyMountedIsGivenUp(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	w.push(t, "mounted", nil, []*tar.Header{file("m", 1<<20)})
+	w.push(t, "idle", nil, []*tar.Header{file("i", 1<<20+1)})
+	filled := make(chan map[string]bool, 100)
+	l := open(t, w, t.TempDir(), func(c *image.Config) {
+		c.HighWater = 1 << 20
+		c.Background, c.BackgroundDelay = true, 1
+		c.OnFilled = func(missing map[string]bool) { filled <- missing }
+	})
+	mounted := pull(t, w, l, "mounted")
+	path := mountStack(t, l, mounted)
+	idle := pull(t, w, l, "idle")
+	for l.Usage(mounted[0]) == 0 || l.Usage(idle[0]) != 0 || len(filled) == 0 {
+		<-filled
+		l.Adopt(idle[0]) // makes the library look again
+	}
+	w.away.Store(true)
+	check(t, path, "m", 1<<20)
+	w.away.Store(false)
+	check(t, mountStack(t, l, idle), "i", 1<<20+1)
+}

@@ -1,0 +1,317 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"skimmer/internal/blob"
+	"skimmer/internal/estargz"
+	"skimmer/internal/layerdev"
+)
+
+// While containerd is still busy with an image's configuration and the
+// container's bundle, what the image's command will read first can be fetched:
+// the program, what loads it, and the libraries it names, one round trip for
+// each generation of them instead of one for each file.
+
+// command is what an image runs when nobody says otherwise.
+type command struct {
+	args []string
+	path []string // folders of the PATH variable
+}
+
+// always are files that nearly every program of a usual distribution reads
+// before its first line.
+var always = []string{"/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"}
+
+// libraryFolders are where the dynamic loader looks for libraries that the
+// program gives no path for.
+var libraryFolders = []string{
+	"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
+	"/lib64", "/usr/lib64", "/usr/local/lib", "/lib", "/usr/lib",
+}
+
+const (
+	// maxStartFiles bounds how many files are fetched ahead of a start, and
+	// maxStartBytes how many bytes of each program or library: of a larger one
+	// nobody knows which part is needed.
+	maxStartFiles = 128
+	maxStartBytes = 4 << 20
+	// maxGenerations is how deep libraries may name others.
+	maxGenerations = 6
+	maxLinks       = 40 // as Linux' own limit on symbolic links
+)
+
+// startOf reads the command from the configuration that a manifest names; an
+// empty one where it is not at hand.
+func startOf(ctx context.Context, manifest []byte, nearby Content) command {
+	var m ocispec.Manifest
+	if json.Unmarshal(manifest, &m) != nil || m.Config.Digest.Validate() != nil {
+		return command{}
+	}
+	data, err := nearby.checked(ctx, m.Config.Digest)
+	var c ocispec.Image
+	if err != nil || json.Unmarshal(data, &c) != nil {
+		return command{}
+	}
+	cmd := command{args: append(slices.Clone(c.Config.Entrypoint), c.Config.Cmd...)}
+	for _, v := range c.Config.Env {
+		if list, ok := strings.CutPrefix(v, "PATH="); ok {
+			cmd.path = strings.Split(list, ":")
+		}
+	}
+	if cmd.path == nil {
+		cmd.path = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+	}
+	return cmd
+}
+
+// located is an entry of the merged layers.
+type located struct {
+	layer int
+	entry *estargz.Entry
+}
+
+// names finds entries of merged layers by path. What layers delete is found
+// all the same: it is good for guesses only.
+type names map[string]located
+
+func newNames(tocs []*estargz.TOC) names {
+	n := make(names)
+	for i, toc := range tocs {
+		for j := range toc.Entries {
+			n[toc.Entries[j].Name] = located{i, &toc.Entries[j]}
+		}
+	}
+	return n
+}
+
+// file returns the regular file at an absolute path, symbolic links followed,
+// and the path it really has.
+func (n names) file(name string) (located, string, bool) {
+	rest := strings.Split(strings.TrimPrefix(path.Clean("/"+name), "/"), "/")
+	at := ""
+	for links := 0; len(rest) > 0; {
+		next := path.Join(at, rest[0])
+		found, ok := n[next]
+		if ok && found.entry.Type == estargz.Symlink {
+			if links++; links > maxLinks {
+				return located{}, "", false
+			}
+			target := found.entry.Link
+			if !path.IsAbs(target) {
+				target = path.Join("/", at, target)
+			}
+			rest = append(strings.Split(strings.TrimPrefix(path.Clean(target), "/"), "/"), rest[1:]...)
+			at = ""
+			continue
+		}
+		at, rest = next, rest[1:]
+	}
+	found, ok := n[at]
+	for links := 0; ok && found.entry.Type == estargz.Hardlink && links < maxLinks; links++ {
+		found, ok = n[found.entry.Link]
+	}
+	return found, "/" + at, ok && found.entry.Type == estargz.Regular && found.entry.Size > 0
+}
+
+// starter fetches what a command reads first.
+type starter struct {
+	lib    *Library
+	layers []Layer
+	names  names
+	asked  map[located]bool
+}
+
+// fetchStart fetches what the landmarks of the layers ask for, and what the
+// command reads before anything else, in the background of Library.
+func (l *Library) fetchStart(ctx context.Context, layers []Layer, cmd command) {
+	tocs := make([]*estargz.TOC, len(layers))
+	l.mu.Lock()
+	for i, layer := range layers {
+		tocs[i] = l.tocs[layerID(layer.Digest, layer.TOCDigest)]
+	}
+	l.mu.Unlock()
+	if slices.Contains(tocs, nil) || len(layers) == 0 {
+		return // it was dropped again already
+	}
+	// The tables of contents do not change, and the caller goes on.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(l.ctx, cancel)
+	l.work.Go(func() {
+		defer cancel()
+		defer stop()
+		s := &starter{l, layers, newNames(tocs), make(map[located]bool)}
+		if !s.landmarks(ctx, tocs) && len(cmd.args) > 0 {
+			s.command(ctx, cmd)
+		}
+	})
+}
+
+// landmarks fetches what the image's builder asked for; it reports whether
+// there was anything.
+func (s *starter) landmarks(ctx context.Context, tocs []*estargz.TOC) bool {
+	found := false
+	for i, layer := range s.layers {
+		if tocs[i].NoPrefetch {
+			found = true
+		}
+		if tocs[i].NoPrefetch || tocs[i].Index.PrefetchEnd == 0 {
+			continue
+		}
+		found = true
+		open, err := s.open(layer)
+		if err != nil {
+			continue
+		}
+		if part, err := open.Landmark(); err == nil && part.Len > 0 {
+			s.note(open.Fetch(ctx, []blob.Range{part}, blob.Prefetch))
+		}
+	}
+	return found
+}
+
+func (s *starter) open(layer Layer) (*layerdev.Layer, error) {
+	ll := s.lib.layer(layerID(layer.Digest, layer.TOCDigest))
+	if ll == nil {
+		return nil, blob.Errorf(blob.NotFound, "layer %v is not known any more", layer.Digest)
+	}
+	return ll.open()
+}
+
+// note says that a guess came to nothing: whoever reads will fetch it.
+func (s *starter) note(err error) {
+	if err != nil && s.lib.ctx.Err() == nil {
+		s.lib.log.Debug("could not fetch ahead of a start", "error", err)
+	}
+}
+
+// command fetches the program, its loader and its libraries, a generation at
+// a time.
+func (s *starter) command(ctx context.Context, cmd command) {
+	var next []program
+	for _, name := range always {
+		next = s.add(next, name, nil)
+	}
+	next = s.add(next, s.program(cmd), nil)
+	for range maxGenerations {
+		if len(next) == 0 || ctx.Err() != nil {
+			return
+		}
+		s.fetch(ctx, next)
+		var later []program
+		for _, p := range next {
+			later = s.needs(ctx, later, p)
+		}
+		next = later
+	}
+}
+
+// program returns the path of the program the command runs.
+func (s *starter) program(cmd command) string {
+	name := cmd.args[0]
+	if strings.Contains(name, "/") {
+		return name
+	}
+	for _, dir := range cmd.path {
+		if _, _, ok := s.names.file(path.Join(dir, name)); ok {
+			return path.Join(dir, name)
+		}
+	}
+	return ""
+}
+
+// program is a file that is fetched, with where it looks for libraries.
+type program struct {
+	located
+	path    string
+	folders []string // of whoever wants it
+}
+
+func (s *starter) add(list []program, name string, folders []string) []program {
+	if name == "" {
+		return list
+	}
+	found, real, ok := s.names.file(name)
+	if !ok || s.asked[found] || len(s.asked) >= maxStartFiles {
+		return list
+	}
+	s.asked[found] = true
+	return append(list, program{found, real, folders})
+}
+
+// fetch fetches the beginnings of files, one request per layer where that can
+// be.
+func (s *starter) fetch(ctx context.Context, files []program) {
+	parts := make(map[int][]blob.Range)
+	for _, f := range files {
+		parts[f.layer] = append(parts[f.layer], blob.Range{Off: f.entry.DataOff, Len: min(f.entry.Size, maxStartBytes)})
+	}
+	for layer, ranges := range parts {
+		slices.SortFunc(ranges, func(a, b blob.Range) int { return cmp.Compare(a.Off, b.Off) })
+		open, err := s.open(s.layers[layer])
+		if err == nil {
+			err = open.Fetch(ctx, ranges, blob.Prefetch)
+		}
+		s.note(err)
+	}
+}
+
+// needs adds what the program f names: its loader and its libraries, or the
+// interpreter of a script.
+func (s *starter) needs(ctx context.Context, list []program, f program) []program {
+	open, err := s.open(s.layers[f.layer])
+	if err != nil {
+		return list
+	}
+	r := io.NewSectionReader(readerAt{ctx, open}, f.entry.DataOff, f.entry.Size)
+	var head [256]byte
+	n, _ := r.ReadAt(head[:], 0)
+	if line, ok := strings.CutPrefix(string(head[:n]), "#!"); ok {
+		words := strings.Fields(strings.SplitN(line, "\n", 2)[0])
+		if len(words) > 1 && path.Base(words[0]) == "env" {
+			return s.add(s.add(list, words[0], nil), path.Join("/usr/bin", words[1]), nil)
+		}
+		if len(words) > 0 {
+			return s.add(list, words[0], nil)
+		}
+		return list
+	}
+	if !strings.HasPrefix(string(head[:n]), elf.ELFMAG) {
+		return list
+	}
+	e := readELF(r)
+	folders := f.folders
+	for _, dir := range e.runPath {
+		dir = strings.NewReplacer("$ORIGIN", path.Dir(f.path), "${ORIGIN}", path.Dir(f.path)).Replace(dir)
+		folders = append(slices.Clone(folders), path.Clean(dir))
+	}
+	list = s.add(list, e.loader, nil)
+	for _, lib := range e.needed {
+		for _, dir := range slices.Concat(folders, libraryFolders) {
+			if _, _, ok := s.names.file(path.Join(dir, lib)); ok {
+				list = s.add(list, path.Join(dir, lib), folders)
+				break
+			}
+		}
+	}
+	return list
+}
+
+// readerAt reads a layer's flat data without pushing readers aside.
+type readerAt struct {
+	ctx   context.Context
+	layer *layerdev.Layer
+}
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+	return r.layer.ReadAt(blob.WithPriority(r.ctx, blob.Prefetch), p, off)
+}

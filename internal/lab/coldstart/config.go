@@ -1,0 +1,222 @@
+// Package coldstart measures how long a container takes from an image's name to
+// the end of its program, on a node that has never seen the image and on one
+// that has everything: with containerd's own overlayfs, with the stock stargz
+// snapshotter, and with ours.
+//
+// It is the field's experiment: real images, a real registry behind a path with
+// a round trip and a bandwidth, a real containerd and runc, and the same client
+// code whatever the snapshotter. Modes are measured in turn, so that what the
+// machine does meanwhile hits all of them.
+package coldstart
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"skimmer/internal/lab"
+)
+
+// Mode is the snapshotter that images are started with.
+type Mode string
+
+// The modes.
+const (
+	Overlayfs Mode = "overlayfs" // containerd's own: everything is fetched and unpacked first
+	Stargz    Mode = "stargz"    // the stock remote snapshotter
+	Skimmer   Mode = "skimmer"   // ours
+)
+
+// Modes returns all modes, in the order in which they are shown.
+func Modes() []Mode { return []Mode{Overlayfs, Stargz, Skimmer} }
+
+// ParseModes reads a list of modes, separated by commas.
+func ParseModes(list string) (modes []Mode, err error) {
+	for name := range strings.SplitSeq(list, ",") {
+		m := Mode(strings.TrimSpace(name))
+		if !slices.Contains(Modes(), m) {
+			return nil, fmt.Errorf("read modes: %q is none of overlayfs, stargz and skimmer", m)
+		}
+		if slices.Contains(modes, m) {
+			return nil, fmt.Errorf("read modes: %s is there twice", m)
+		}
+		modes = append(modes, m)
+	}
+	return modes, nil
+}
+
+// Path is what lies between the node and the registry. The zero value is
+// nothing: as fast as the machine is.
+type Path struct {
+	// RTT is the round trip.
+	RTT time.Duration `json:"rtt"`
+	// Bits is what all connections together carry per second, in each
+	// direction; 0 is no limit.
+	Bits int64 `json:"bits"`
+}
+
+// bitUnits are the units of a bandwidth, the one it is shown in first.
+var bitUnits = []struct {
+	name string
+	bits int64
+}{{"Gbit", 1_000_000_000}, {"Mbit", 1_000_000}, {"kbit", 1000}}
+
+// String returns the path as ParsePath reads it.
+func (p Path) String() string {
+	if p == (Path{}) {
+		return "none"
+	}
+	for _, u := range bitUnits {
+		if p.Bits > 0 && p.Bits%u.bits == 0 {
+			return fmt.Sprintf("%v/%d%s", p.RTT, p.Bits/u.bits, u.name)
+		}
+	}
+	return p.RTT.String() + "/0"
+}
+
+// ParsePath reads a path as 5ms/200Mbit, 20ms/0 (no limit) or none. The units of
+// the bandwidth are kbit, Mbit and Gbit; the smallest bandwidth is 100kbit, and
+// the longest round trip 10s.
+func ParsePath(s string) (Path, error) {
+	if s == "none" {
+		return Path{}, nil
+	}
+	rtt, rate, ok := strings.Cut(s, "/")
+	if !ok {
+		return Path{}, fmt.Errorf("read shape %q: want a round trip and a bandwidth, as 5ms/200Mbit", s)
+	}
+	d, err := time.ParseDuration(rtt)
+	if err != nil || d < 0 || d > 10*time.Second {
+		return Path{}, fmt.Errorf("read shape %q: %q is not a round trip between 0s and 10s", s, rtt)
+	}
+	if rate == "0" {
+		return Path{RTT: d}, nil
+	}
+	for _, u := range bitUnits {
+		digits, ok := strings.CutSuffix(rate, u.name)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(digits, 10, 32)
+		if err == nil && n > 0 && n*u.bits >= 100_000 {
+			return Path{RTT: d, Bits: n * u.bits}, nil
+		}
+	}
+	return Path{}, fmt.Errorf("read shape %q: %q is not a bandwidth of at least 100kbit, as 200Mbit or 1Gbit", s, rate)
+}
+
+// ParsePaths reads a list of paths, separated by commas.
+func ParsePaths(list string) (paths []Path, err error) {
+	for s := range strings.SplitSeq(list, ",") {
+		p, err := ParsePath(strings.TrimSpace(s))
+		if err != nil {
+			return nil, err
+		}
+		if slices.Contains(paths, p) {
+			return nil, fmt.Errorf("read shapes: %v is there twice", p)
+		}
+		paths = append(paths, p)
+	}
+	return paths, nil
+}
+
+// PublishFunc makes the image tag of an OCI layout lazily mountable and pushes
+// it as ref; it returns the size of its layers in the registry, in bytes. report
+// may be called concurrently.
+type PublishFunc func(ctx context.Context, layout, tag, ref string, report func(lab.Progress)) (int64, error)
+
+// Config says what [Run] measures.
+type Config struct {
+	// Dir is a directory for everything that is made, with a short path; the
+	// caller removes it.
+	Dir string
+	// Images are the images, each started with its first program.
+	Images []lab.Spec
+	// Imports adds a case: a program that imports 300 modules, where the image
+	// python is among Images.
+	Imports bool
+	// Modes are what is compared, Paths what it is done over.
+	Modes []Mode
+	Paths []Path
+	// Runs is how often everything is measured, at least once.
+	Runs int
+	// Containerd is the program; empty means the one in PATH.
+	Containerd string
+	// Stargz and Skimmer are the programs of those modes.
+	Stargz, Skimmer string
+	// PackageCache is lab.Build's CacheDir; empty means the default.
+	PackageCache string
+	// RegistryDir, where set, keeps published images between experiments, which
+	// saves converting them; it has to be emptied when the converter changes.
+	RegistryDir string
+	// Publish puts images into the registry.
+	Publish PublishFunc
+	// Report, where set, is told what is being done. It may be called
+	// concurrently while an image is published.
+	Report func(lab.Progress)
+	// Logger receives what is done; nil discards it.
+	Logger *slog.Logger
+}
+
+// imports is a program that imports the first 300 modules of the standard
+// library that this Python has, in a fixed order, without those that open
+// windows, start programs or print.
+const imports = `
+import importlib, pkgutil, sys
+skip = {"antigravity", "this", "idlelib", "tkinter", "turtle", "turtledemo", "test", "lib2to3", "ensurepip", "venv"}
+queue = [m for m in sorted(sys.stdlib_module_names) if m[0] != "_" and m not in skip]
+done = 0
+while queue and done < 300:
+    name = queue.pop(0)
+    if name.rpartition(".")[2] in ("__main__", "tests", "test"):
+        continue
+    try:
+        module = importlib.import_module(name)
+    except Exception:
+        continue
+    done += 1
+    if hasattr(module, "__path__"):
+        queue += sorted(name + "." + m.name for m in pkgutil.iter_modules(module.__path__))
+print(done, "modules")
+sys.exit(done != 300)
+`
+
+// testCase is a program in an image.
+type testCase struct {
+	name  string
+	image lab.Spec
+	args  []string
+}
+
+func (c Config) cases() (cases []testCase) {
+	for _, s := range c.Images {
+		cases = append(cases, testCase{s.Name, s, s.Programs[0].Args})
+		if c.Imports && s.Name == "python" {
+			cases = append(cases, testCase{"python, 300 imports", s, []string{"/usr/bin/python3", "-W", "ignore", "-c", imports}})
+		}
+	}
+	return cases
+}
+
+// check returns what is wrong with the configuration.
+func (c Config) check() error {
+	switch {
+	case len(c.Images) == 0:
+		return fmt.Errorf("no images given")
+	case len(c.Modes) == 0:
+		return fmt.Errorf("no modes given")
+	case len(c.Paths) == 0:
+		return fmt.Errorf("no shapes given")
+	case c.Runs < 1:
+		return fmt.Errorf("%d runs: there must be at least one", c.Runs)
+	case slices.Contains(c.Modes, Stargz) && c.Stargz == "":
+		return fmt.Errorf("mode stargz needs the baseline program")
+	case slices.Contains(c.Modes, Skimmer) && c.Skimmer == "":
+		return fmt.Errorf("mode skimmer needs the skimmer program")
+	}
+	return nil
+}

@@ -1,0 +1,160 @@
+package coldstart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// readyLimit is how long a daemon may take until its socket answers.
+	readyLimit = 30 * time.Second
+	// endLimit is how long it may take to end before it is killed.
+	endLimit = 15 * time.Second
+)
+
+// proc is a snapshotter in a process of its own.
+type proc struct {
+	cmd    *exec.Cmd
+	log    string
+	exited chan struct{}
+	err    error // set before exited is closed
+	wg     sync.WaitGroup
+}
+
+// daemonConfig says where a snapshotter is.
+type daemonConfig struct {
+	mode       Mode
+	dir        string // for everything it keeps
+	socket     string // its own
+	containerd string // containerd's
+}
+
+// startDaemon starts the snapshotter of a mode and returns when its socket
+// answers. It runs until close, whatever becomes of ctx.
+func startDaemon(ctx context.Context, cfg Config, d daemonConfig) (*proc, error) {
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return nil, err
+	}
+	var cmd *exec.Cmd
+	switch d.mode {
+	case Stargz:
+		// Without a configuration, as it is installed; registries on this
+		// machine are spoken to over plain HTTP by default.
+		cmd = exec.Command(cfg.Stargz, "--root", filepath.Join(d.dir, "root"), "--address", d.socket)
+	case Skimmer:
+		file := filepath.Join(d.dir, "peer.yaml")
+		if err := os.WriteFile(file, []byte(d.peerConfig()), 0o644); err != nil {
+			return nil, err
+		}
+		cmd = exec.Command(cfg.Skimmer, "peer", "--config", file)
+	default:
+		return nil, fmt.Errorf("mode %s has no daemon", d.mode)
+	}
+	p := &proc{cmd: cmd, log: filepath.Join(d.dir, "daemon.log"), exited: make(chan struct{})}
+	if err := p.start(ctx, d.socket); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", d.mode, err), p.close())
+	}
+	return p, nil
+}
+
+// peerConfig returns the configuration of a node: the defaults, in dir, without
+// the ports that nodes of one machine would fight over.
+func (d daemonConfig) peerConfig() string {
+	return fmt.Sprintf(`dataDir: %q
+runDir: %q
+metrics: {server: {port: 0}}
+health: {server: {port: 0}}
+snapshotter:
+  enable: true
+  socket: %q
+  containerd: %q
+`, filepath.Join(d.dir, "data"), filepath.Join(d.dir, "run"), d.socket, d.containerd)
+}
+
+func (p *proc) start(ctx context.Context, socket string) error {
+	log, err := os.Create(p.log)
+	if err != nil {
+		close(p.exited)
+		return err
+	}
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	started := make(chan error, 1)
+	p.wg.Go(func() {
+		defer close(p.exited)
+		defer log.Close()
+		// The signal is sent when the thread that started it ends (prctl(2)), so
+		// the thread is kept until then.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = p.cmd.Wait()
+		}
+	})
+	if err := <-started; err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyLimit)
+	defer cancel()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-p.exited:
+			return fmt.Errorf("it ended: %w; the end of its log:\n%s", p.err, tail(p.log))
+		default:
+		}
+		if werr := wait(ctx, 10*time.Millisecond); werr != nil {
+			return fmt.Errorf("it does not answer: %w; the end of its log:\n%s", errors.Join(werr, err), tail(p.log))
+		}
+	}
+}
+
+// close asks the daemon to end, makes it, and waits until it is gone.
+func (p *proc) close() error {
+	defer p.wg.Wait()
+	if p.cmd.Process == nil {
+		return nil
+	}
+	select {
+	case <-p.exited:
+		return nil
+	default:
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop %s: %w", p.cmd.Path, err)
+	}
+	limit := time.NewTimer(endLimit)
+	defer limit.Stop()
+	select {
+	case <-p.exited:
+		return nil
+	case <-limit.C:
+		_ = p.cmd.Process.Kill() // the only error is that it has ended
+		return fmt.Errorf("stop %s: it had to be killed after %v; the end of its log:\n%s", p.cmd.Path, endLimit, tail(p.log))
+	}
+}
+
+// tail returns the last lines of a file.
+func tail(name string) string {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}

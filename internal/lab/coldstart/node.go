@@ -1,0 +1,116 @@
+package coldstart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+
+	"skimmer/internal/lab"
+)
+
+// namespace is containerd's, for all that is started.
+const namespace = "skimmer-bench"
+
+// node is a machine that has never seen an image: a containerd and, where the
+// mode has one, a snapshotter, both with empty directories.
+type node struct {
+	mode       Mode
+	dir, fifos string
+	daemon     *proc // nil where containerd does it itself
+	containerd *lab.Containerd
+	client     *containerd.Client
+}
+
+// newNode starts a node in dir, which must not exist. It runs until close,
+// whatever becomes of ctx.
+func newNode(ctx context.Context, cfg Config, mode Mode, dir string) (*node, error) {
+	n := &node{mode: mode, dir: dir, fifos: filepath.Join(dir, "fifos")}
+	if err := n.open(ctx, cfg); err != nil {
+		return nil, errors.Join(fmt.Errorf("start node for %s: %w", mode, err), n.close())
+	}
+	return n, nil
+}
+
+func (n *node) open(ctx context.Context, cfg Config) error {
+	if err := os.MkdirAll(n.fifos, 0o711); err != nil {
+		return err
+	}
+	c := lab.ContainerdConfig{Dir: filepath.Join(n.dir, "c"), Binary: cfg.Containerd, Logger: cfg.Logger}
+	var err error
+	if n.mode != Overlayfs {
+		socket := filepath.Join(n.dir, "s.sock")
+		c.Plugins = map[string]string{string(n.mode): socket}
+		n.daemon, err = startDaemon(ctx, cfg, daemonConfig{
+			mode: n.mode, dir: filepath.Join(n.dir, "d"), socket: socket, containerd: filepath.Join(c.Dir, "containerd.sock"),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if n.containerd, err = lab.StartContainerd(ctx, c); err != nil {
+		return err
+	}
+	n.client, err = containerd.New(n.containerd.Address(), containerd.WithDefaultNamespace(namespace), containerd.WithTimeout(10*time.Second))
+	return err
+}
+
+// logs returns the end of what the daemons of the node logged.
+func (n *node) logs() string {
+	if n.daemon == nil {
+		return "the end of containerd's log:\n" + tail(n.containerd.LogPath())
+	}
+	return "the end of the snapshotter's log:\n" + tail(n.daemon.log)
+}
+
+// close ends the node and removes everything it had.
+func (n *node) close() error {
+	var errs []error
+	if n.client != nil {
+		errs = append(errs, n.client.Close())
+	}
+	if n.containerd != nil {
+		errs = append(errs, n.containerd.Close())
+	}
+	if n.daemon != nil {
+		errs = append(errs, n.daemon.close())
+	}
+	// A daemon may have left helpers, and what is complete mounted, on purpose.
+	lab.KillProcesses(n.dir, nil)
+	// What is still mounted must not be emptied.
+	if err := lab.UnmountBelow(n.dir); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, os.RemoveAll(n.dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("clean up after node for %s: %w", n.mode, err)
+	}
+	return nil
+}
+
+// dropCaches makes the kernel forget what it can of all files.
+func dropCaches() error {
+	// What is not written yet cannot be forgotten; waiting for the disk to
+	// finish what others write would take as long as it likes.
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3\n"), 0); err != nil {
+		return fmt.Errorf("drop page cache: %w", err)
+	}
+	return nil
+}
+
+// removeTraces removes the empty folders that runc and the kernel keep for the
+// namespace, outside of any node's directory. Those somebody uses stay.
+func removeTraces() {
+	_ = os.Remove(filepath.Join("/run/containerd/runc", namespace))
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, _ := filepath.Glob(filepath.Join(pattern, namespace)) // fails only on a bad pattern
+		for _, dir := range dirs {
+			_ = os.Remove(dir)
+		}
+	}
+}

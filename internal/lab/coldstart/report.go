@@ -1,0 +1,220 @@
+package coldstart
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// StartKind says what was there before a start.
+type StartKind string
+
+// The starts.
+const (
+	First StartKind = "first"  // nothing: a node with empty directories and caches
+	Again StartKind = "cached" // all that the first start left, in a new container
+)
+
+// Report is what an experiment measured. Times are in nanoseconds, sizes in
+// bytes; requests and bytes were counted by the registry.
+type Report struct {
+	Machine Machine  `json:"machine"`
+	Images  []Image  `json:"images"`
+	Results []Result `json:"results"`
+	Samples []Sample `json:"samples"`
+}
+
+// Machine is what everything was measured on.
+type Machine struct {
+	Kernel     string `json:"kernel"`
+	CPUs       int    `json:"cpus"`
+	Containerd string `json:"containerd"`
+	Registry   string `json:"registry"`
+}
+
+// Image is an image as the registry has it.
+type Image struct {
+	Name string `json:"name"`
+	// Repository is its name in the registry, with the tag.
+	Repository string          `json:"repository"`
+	Digest     digest.Digest   `json:"digest"` // of the manifest
+	Layers     []digest.Digest `json:"layers"`
+	Size       int64           `json:"size"` // of all layers
+}
+
+// Conditions are what has to be the same where two modes are compared.
+type Conditions struct {
+	Path    Path          `json:"path"`
+	Image   digest.Digest `json:"image"`
+	Program digest.Digest `json:"program"` // of its arguments
+	Machine Machine       `json:"machine"`
+	// Output is the first line of what the program wrote.
+	Output string `json:"output"`
+}
+
+// Sample is one start.
+type Sample struct {
+	Case       string        `json:"case"`
+	Mode       Mode          `json:"mode"`
+	Start      StartKind     `json:"start"`
+	Conditions Conditions    `json:"conditions"`
+	Pull       time.Duration `json:"pull"`
+	Create     time.Duration `json:"create"`
+	Run        time.Duration `json:"run"`
+	Requests   int64         `json:"requests"`
+	Bytes      int64         `json:"bytes"`
+}
+
+// Total returns the time from the image's name to the program's end.
+func (s Sample) Total() time.Duration { return s.Pull + s.Create + s.Run }
+
+// Stat is the median, and between what it lies.
+type Stat[T cmp.Ordered] struct {
+	Median T `json:"median"`
+	Min    T `json:"min"`
+	Max    T `json:"max"`
+}
+
+// number is what has a middle.
+type number interface{ ~int64 }
+
+// statOf returns the stat of at least one value. The median of an even number
+// of values is the mean of the middle two.
+func statOf[T number](values []T) Stat[T] {
+	v := slices.Sorted(slices.Values(values))
+	n := len(v)
+	return Stat[T]{Median: v[(n-1)/2] + (v[n/2]-v[(n-1)/2])/2, Min: v[0], Max: v[n-1]}
+}
+
+// Result is what the runs of one kind of start have in common.
+type Result struct {
+	Case       string              `json:"case"`
+	Mode       Mode                `json:"mode"`
+	Start      StartKind           `json:"start"`
+	Conditions Conditions          `json:"conditions"`
+	Runs       int                 `json:"runs"`
+	Total      Stat[time.Duration] `json:"total"`
+	Pull       Stat[time.Duration] `json:"pull"`
+	Create     Stat[time.Duration] `json:"create"`
+	Run        Stat[time.Duration] `json:"run"`
+	Requests   Stat[int64]         `json:"requests"`
+	Bytes      Stat[int64]         `json:"bytes"`
+	// Ratios are the medians of the totals, this one's divided by that of
+	// another mode; modes that were measured under other conditions are
+	// missing, and Incomparable says why.
+	Ratios       map[Mode]float64 `json:"ratios,omitempty"`
+	Incomparable map[Mode]string  `json:"incomparable,omitempty"`
+}
+
+// key is what samples of one result share; conditions are compared, not
+// grouped by, except for the path, which there may be several of.
+type key struct {
+	path  Path
+	name  string
+	mode  Mode
+	start StartKind
+}
+
+// summarize makes results of samples, in the order in which cases, modes and
+// paths were first seen.
+func summarize(samples []Sample) []Result {
+	groups := map[key][]Sample{}
+	var paths []Path
+	var names []string
+	for _, s := range samples {
+		k := key{s.Conditions.Path, s.Case, s.Mode, s.Start}
+		groups[k] = append(groups[k], s)
+		if !slices.Contains(paths, k.path) {
+			paths = append(paths, k.path)
+		}
+		if !slices.Contains(names, k.name) {
+			names = append(names, k.name)
+		}
+	}
+	var results []Result
+	for _, path := range paths {
+		for _, name := range names {
+			for _, start := range []StartKind{First, Again} {
+				var same []Result
+				for _, mode := range Modes() {
+					if g := groups[key{path, name, mode, start}]; len(g) > 0 {
+						same = append(same, resultOf(g))
+					}
+				}
+				compare(same)
+				results = append(results, same...)
+			}
+		}
+	}
+	return results
+}
+
+// resultOf summarizes the samples of one mode.
+func resultOf(g []Sample) Result {
+	r := Result{Case: g[0].Case, Mode: g[0].Mode, Start: g[0].Start, Conditions: g[0].Conditions, Runs: len(g)}
+	r.Total = statOf(collect(g, Sample.Total))
+	r.Pull = statOf(collect(g, func(s Sample) time.Duration { return s.Pull }))
+	r.Create = statOf(collect(g, func(s Sample) time.Duration { return s.Create }))
+	r.Run = statOf(collect(g, func(s Sample) time.Duration { return s.Run }))
+	r.Requests = statOf(collect(g, func(s Sample) int64 { return s.Requests }))
+	r.Bytes = statOf(collect(g, func(s Sample) int64 { return s.Bytes }))
+	return r
+}
+
+func collect[T any](g []Sample, f func(Sample) T) []T {
+	values := make([]T, len(g))
+	for i, s := range g {
+		values[i] = f(s)
+	}
+	return values
+}
+
+// compare fills in the ratios between results that differ in the mode only.
+func compare(results []Result) {
+	for i := range results {
+		r := &results[i]
+		r.Ratios, r.Incomparable = map[Mode]float64{}, map[Mode]string{}
+		for _, other := range results {
+			if other.Mode == r.Mode {
+				continue
+			}
+			ratio, err := Ratio(*r, other)
+			if err != nil {
+				r.Incomparable[other.Mode] = err.Error()
+				continue
+			}
+			r.Ratios[other.Mode] = ratio
+		}
+	}
+}
+
+// Ratio returns the median of a's totals divided by that of b's. It refuses
+// results that were not measured under the same conditions and equally often.
+func Ratio(a, b Result) (float64, error) {
+	differs := ""
+	switch {
+	case a.Case != b.Case || a.Conditions.Program != b.Conditions.Program:
+		differs = "programs"
+	case a.Start != b.Start:
+		differs = "kinds of start"
+	case a.Conditions.Path != b.Conditions.Path:
+		differs = "shapes"
+	case a.Conditions.Image != b.Conditions.Image:
+		differs = "images"
+	case a.Conditions.Machine != b.Conditions.Machine:
+		differs = "machines"
+	case a.Conditions.Output != b.Conditions.Output:
+		differs = "outputs"
+	case a.Runs != b.Runs:
+		differs = "numbers of runs"
+	case b.Total.Median <= 0:
+		return 0, fmt.Errorf("compare %s with %s: the latter took no time", a.Mode, b.Mode)
+	}
+	if differs != "" {
+		return 0, fmt.Errorf("compare %s with %s: measured with different %s", a.Mode, b.Mode, differs)
+	}
+	return float64(a.Total.Median) / float64(b.Total.Median), nil
+}

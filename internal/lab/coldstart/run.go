@@ -1,0 +1,211 @@
+package coldstart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"skimmer/internal/lab"
+)
+
+// startTimeout is how long one start may take.
+const startTimeout = 10 * time.Minute
+
+// Run builds and publishes the images, and then, Runs times, starts each case
+// over each path in each mode on a fresh node: once with nothing there and once
+// more in a new container. It needs root, runc, and a machine with nothing else
+// to do. When it returns, nothing that it started is left, however it ended.
+func Run(ctx context.Context, cfg Config) (Report, error) {
+	if err := cfg.check(); err != nil {
+		return Report{}, fmt.Errorf("measure cold starts: %w", err)
+	}
+	if cfg.Report == nil {
+		cfg.Report = func(lab.Progress) {}
+	}
+	e := &experiment{Config: cfg, images: map[string]Image{}}
+	err := e.run(ctx)
+	removeTraces()
+	if e.registry != nil {
+		err = errors.Join(err, e.registry.Close())
+	}
+	e.step("")
+	if err != nil {
+		return Report{}, fmt.Errorf("measure cold starts: %w", err)
+	}
+	e.report.Results = summarize(e.report.Samples)
+	return e.report, nil
+}
+
+// experiment is an experiment under way.
+type experiment struct {
+	Config
+	registry *lab.Registry
+	images   map[string]Image // by the name of the spec
+	nodes    int              // how many were started
+	report   Report
+}
+
+func (e *experiment) step(name string) { e.Report(lab.Progress{Step: name, Fraction: -1}) }
+
+func (e *experiment) run(ctx context.Context) error {
+	if err := e.describe(ctx); err != nil {
+		return err
+	}
+	dir := e.RegistryDir
+	if dir == "" {
+		dir = filepath.Join(e.Dir, "registry")
+	}
+	var err error
+	if e.registry, err = lab.StartRegistry(ctx, lab.RegistryOptions{Dir: dir, Logger: e.Logger}); err != nil {
+		return err
+	}
+	e.report.Machine.Registry = filepath.Base(e.registry.Program())
+	for _, spec := range e.Images {
+		img, err := e.publish(ctx, spec)
+		if err != nil {
+			return err
+		}
+		e.images[spec.Name] = img
+		e.report.Images = append(e.report.Images, img)
+	}
+	for run := range e.Runs {
+		for _, path := range e.Paths {
+			for _, c := range e.cases() {
+				if err := e.compare(ctx, run, path, c); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// describe notes what everything is measured on.
+func (e *experiment) describe(ctx context.Context) error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return fmt.Errorf("find the kernel's version: %w", err)
+	}
+	version, err := lab.ContainerdVersion(ctx, e.Containerd)
+	if err != nil {
+		return err
+	}
+	e.report.Machine = Machine{Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(), Containerd: version}
+	return nil
+}
+
+// compare measures one case in all modes, a different one first each time.
+func (e *experiment) compare(ctx context.Context, run int, path Path, c testCase) error {
+	link, err := newLink(ctx, e.registry.Host(), path)
+	if err != nil {
+		return fmt.Errorf("make a path to the registry: %w", err)
+	}
+	defer link.close()
+	for i := range e.Modes {
+		mode := e.Modes[(run+i)%len(e.Modes)]
+		e.step(fmt.Sprintf("run %d of %d, %v: %s with %s", run+1, e.Runs, path, c.name, mode))
+		if err := e.measure(ctx, link, mode, c); err != nil {
+			return fmt.Errorf("%s with %s over %v: %w", c.name, mode, path, err)
+		}
+	}
+	return nil
+}
+
+// measure starts a case twice on a fresh node.
+func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase) (err error) {
+	image := e.images[c.image.Name]
+	e.nodes++
+	n, err := newNode(ctx, e.Config, mode, filepath.Join(e.Dir, fmt.Sprintf("n%d", e.nodes)))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+	if err := dropCaches(); err != nil {
+		return err
+	}
+	// The registry is a machine of its own that was not just started.
+	if err := e.registryReads(ctx, image); err != nil {
+		return err
+	}
+	ref := l.host() + "/" + image.Repository
+	for _, kind := range []StartKind{First, Again} {
+		e.registry.Reset()
+		sctx, cancel := context.WithTimeout(ctx, startTimeout)
+		t, output, err := n.start(sctx, fmt.Sprintf("bench-%d-%d-%s", os.Getpid(), e.nodes, kind), ref, c.args)
+		cancel()
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("start it (%s): %w; %s", kind, err, n.logs())
+		}
+		counts := e.registry.Reset()
+		e.report.Samples = append(e.report.Samples, Sample{
+			Case: c.name, Mode: mode, Start: kind,
+			Conditions: Conditions{
+				Path: l.path, Image: image.Digest, Program: digest.FromString(strings.Join(c.args, "\x00")), Machine: e.report.Machine,
+				Output: firstLine(output),
+			},
+			Pull: t.pull, Create: t.create, Run: t.run,
+			Requests: counts.TotalRequests(), Bytes: counts.TotalBytes(),
+		})
+	}
+	return nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// publish builds an image and puts it into the registry, unless it is there.
+func (e *experiment) publish(ctx context.Context, spec lab.Spec) (Image, error) {
+	built, err := lab.Build(ctx, spec, lab.BuildOptions{CacheDir: e.PackageCache, Progress: e.Report})
+	if err != nil {
+		return Image{}, err
+	}
+	img := Image{Name: spec.Name, Repository: "bench/" + spec.Name + ":" + built.Digest.Encoded()[:12]}
+	if e.RegistryDir != "" {
+		if found, err := lookUp(ctx, e.registry.Host(), img); err == nil {
+			return found, nil
+		}
+	}
+	e.step("convert and push " + spec.Name)
+	report := func(p lab.Progress) {
+		p.Step += " " + spec.Name
+		e.Report(p)
+	}
+	if _, err := e.Publish(ctx, built.LayoutDir, built.Tag, e.registry.Host()+"/"+img.Repository, report); err != nil {
+		return Image{}, fmt.Errorf("publish image %s: %w", spec.Name, err)
+	}
+	return lookUp(ctx, e.registry.Host(), img)
+}
+
+// registryReads makes the registry read the image's layers once, so that its
+// disk is no part of what is measured.
+func (e *experiment) registryReads(ctx context.Context, image Image) error {
+	repository, _, _ := strings.Cut(image.Repository, ":")
+	for _, l := range image.Layers {
+		if err := discard(ctx, "http://"+e.registry.Host()+"/v2/"+repository+"/blobs/"+l.String()); err != nil {
+			return fmt.Errorf("read layer of %s: %w", image.Name, err)
+		}
+	}
+	return nil
+}
+
+// NeedsRoot returns an error that says what to do where this process is not
+// root.
+func NeedsRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("measure cold starts: containerd and mounting need root: sudo skimmer bench coldstart")
+	}
+	return nil
+}
