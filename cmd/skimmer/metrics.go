@@ -26,6 +26,8 @@ func peerMetrics(p *peer.Peer) []telemetry.Value {
 		{Name: "layer_inflated_bytes_total", Help: "Bytes of file content verified and kept.", Load: func() int64 { return p.LayerStats().Inflated }},
 		{Name: "layer_corrupt_streams_total", Help: "Streams whose content was not what the image promises.", Load: func() int64 { return p.LayerStats().Corrupt }},
 		{Name: "layer_timeouts_total", Help: "Reads that failed because data did not come in time.", Load: func() int64 { return p.LayerStats().Timeouts }},
+		{Name: "layer_outages_total", Help: "Times that missing data could not be fetched and readers had to wait for it to be.", Load: func() int64 { return p.LayerStats().Outages }},
+		{Name: "layer_retries_total", Help: "Fetches of missing data tried again while readers waited.", Load: func() int64 { return p.LayerStats().Retries }},
 		{Name: "layer_errors_total", Help: "Fetches and reads of mounted images that failed.", Load: func() int64 { return p.LayerStats().Errors }},
 	}
 }

@@ -15,9 +15,9 @@ func newStatusCommand(a *app) *cobra.Command {
 	var local localPeer
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what is mounted and how much of it is here",
-		Long: `Show the running peer: what it fetched from registries, what is mounted, and
-how much of each layer's file data has arrived.`,
+		Short: "Show what is mounted and pulled and how much of it is here",
+		Long: `Show the running peer: what it fetched from registries, what is mounted, what
+containerd has pulled lazily, and how much of each layer's file data has arrived.`,
 		Example: `  skimmer status
   skimmer status --output json`,
 		Args: cobra.NoArgs,
@@ -34,16 +34,19 @@ how much of each layer's file data has arrived.`,
 }
 
 func printStatus(w io.Writer, s peer.Status) error {
-	fmt.Fprintf(w, "peer %d, up %s, data in %s\n", s.PID, time.Since(s.Since).Round(time.Second), s.DataDir)
+	fmt.Fprintf(w, "peer %d, version %s, up %s, data in %s\n", s.PID, s.Version, time.Since(s.Since).Round(time.Second), s.DataDir)
 	fmt.Fprintf(w, "from registries: %s in %d requests, %d retried\n", formatBytes(s.Origin.Bytes), s.Origin.Requests, s.Origin.Retries)
-	if len(s.Mounts) == 0 {
+	if s.Snapshotter != nil {
+		fmt.Fprintf(w, "snapshotter for containerd on %s\n", s.Snapshotter.Socket)
+	}
+	if len(s.Mounts) == 0 && s.Snapshotter == nil {
 		_, err := fmt.Fprintln(w, "nothing is mounted")
 		return err
 	}
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	for _, m := range s.Mounts {
 		fmt.Fprintf(tw, "\n%s on %s\n", m.Name, m.Target)
-		fmt.Fprintln(tw, "LAYER\tBLOB\tFILE DATA\tHERE\tSTATE")
+		layerHeader(tw)
 		for _, l := range m.Layers {
 			state := "lazy"
 			switch {
@@ -52,9 +55,38 @@ func printStatus(w io.Writer, s peer.Status) error {
 			case l.Complete:
 				state = "complete"
 			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", shortDigest(l.Digest), formatBytes(l.Size),
-				formatBytes(l.DataSize), percent(l.Present, l.DataSize), state)
+			printLayer(tw, l, state)
 		}
 	}
+	if s.Snapshotter != nil {
+		printPulled(tw, s.Snapshotter.Pulled)
+	}
 	return tw.Flush()
+}
+
+// printPulled prints what containerd has pulled, image by image.
+func printPulled(w io.Writer, pulled []peer.PulledStatus) {
+	image := ""
+	for i, l := range pulled {
+		if i == 0 || l.Image != image {
+			image = l.Image
+			fmt.Fprintf(w, "\n%s in containerd\n", image)
+			layerHeader(w)
+		}
+		state := "lazy"
+		if l.Complete {
+			state = "complete"
+		}
+		if l.Mounted {
+			state += ", in use"
+		}
+		printLayer(w, l.LayerStatus, state)
+	}
+}
+
+func layerHeader(w io.Writer) { fmt.Fprintln(w, "LAYER\tBLOB\tFILE DATA\tHERE\tSTATE") }
+
+func printLayer(w io.Writer, l peer.LayerStatus, state string) {
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", shortDigest(l.Digest), formatBytes(l.Size),
+		formatBytes(l.DataSize), percent(l.Present, l.DataSize), state)
 }

@@ -194,7 +194,7 @@ func peerConfig(cfg config.Peer, o upOptions, log *slog.Logger) peer.Config {
 			MaxRetryAfter:  time.Duration(cfg.Origin.MaxRetryAfter),
 		},
 		Store: store.Config{
-			MinFree:   int64(cfg.Storage.MinFree),
+			MinFree: int64(cfg.Storage.MinFree),
 		},
 		IOTimeout:       time.Duration(cfg.Lazy.IOTimeout),
 		MaxReadahead:    int64(cfg.Lazy.ReadAheadMax),
@@ -204,6 +204,7 @@ func peerConfig(cfg config.Peer, o upOptions, log *slog.Logger) peer.Config {
 		LowWater:        int64(cfg.Storage.LowWater),
 		Holder:          []string{"/proc/self/exe", "hold", "--socket"},
 		ExitWhenIdle:    o.exitWhenIdle,
+		Version:         version,
 		Logger:          log,
 	}
 	if cfg.Snapshotter.Enable {

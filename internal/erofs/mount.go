@@ -167,8 +167,15 @@ func (c *fsContext) mount(opts MountOptions) (int, error) {
 			return -1, c.explain(fmt.Errorf("set directio: %w", err))
 		}
 	}
+	var before map[string]bool
+	if opts.Direct {
+		before = bdis()
+	}
 	if err := unix.FsconfigCreate(c.fd); err != nil {
 		return -1, c.explain(explainCreate(err))
+	}
+	if opts.Direct {
+		raiseReadahead(before)
 	}
 	attrs := unix.MOUNT_ATTR_RDONLY
 	if opts.NoSuid {

@@ -87,8 +87,14 @@ func TestMountDirect(t *testing.T) {
 	im := build(t, Options{}, everything())
 	want := see(t, mountImage(t, im))
 	target := t.TempDir()
+	before := bdis()
 	if err := Mount(MountOptions{Metadata: im.path, Devices: im.devices, Target: target, Direct: true}); err != nil {
 		t.Fatal(err)
+	}
+	for path := range bdis() {
+		if p, err := os.ReadFile(path + "/read_ahead_kb"); !before[path] && err == nil && string(p) != "1024\n" && !noDirect() {
+			t.Errorf("readahead of a direct mount is %q KiB", p)
+		}
 	}
 	defer Unmount(target, true)
 	same(t, "direct mount", want, see(t, target))

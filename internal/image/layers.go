@@ -1,11 +1,13 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -195,18 +197,61 @@ type LayerState struct {
 func (l *Library) LayerStates(im *Image) []LayerState {
 	states := make([]LayerState, 0, len(im.Layers))
 	for _, layer := range im.Layers {
-		s := LayerState{Digest: layer.Digest, Size: layer.Size, DataSize: layer.DataSize}
-		ll := l.layer(layerID(layer.Digest, layer.TOCDigest))
-		open, err := ll.open()
-		if err == nil {
+		states = append(states, l.layerState(layer))
+	}
+	return states
+}
+
+func (l *Library) layerState(layer Layer) LayerState {
+	s := LayerState{Digest: layer.Digest, Size: layer.Size, DataSize: layer.DataSize}
+	var err error
+	if ll := l.layer(layerID(layer.Digest, layer.TOCDigest)); ll == nil {
+		err = blob.Errorf(blob.NotFound, "it is not known any more")
+	} else {
+		var open *layerdev.Layer
+		if open, err = ll.open(); err == nil {
 			s.Complete = open.IsComplete()
 			s.Present, s.DataSize, err = open.Progress()
 		}
-		if err != nil {
-			l.log.Warn("cannot tell the state of a layer", "layer", layer.Digest, "error", err)
-		}
-		states = append(states, s)
 	}
+	if err != nil {
+		l.log.Warn("cannot tell the state of a layer", "layer", layer.Digest, "error", err)
+	}
+	return s
+}
+
+// PulledState is a pulled layer, how much of it is here, and whether
+// containers may be running on it.
+type PulledState struct {
+	LayerState
+	// Image is how the user called the image it was pulled for first.
+	Image string
+	// Mounted means that the layer is part of something that is mounted.
+	Mounted bool
+}
+
+// PulledStates returns the state of all pulled layers, by image.
+func (l *Library) PulledStates() []PulledState {
+	type pulled struct {
+		layer Layer
+		image string
+	}
+	var all []pulled
+	l.mu.Lock()
+	for _, ll := range l.layers {
+		if ref := ll.sources()[0]; ll.pulled {
+			all = append(all, pulled{Layer{ref.Digest, ref.MediaType, ref.Size, ll.toc, ll.dataSize}, ll.image})
+		}
+	}
+	l.mu.Unlock()
+	mounted := l.mountedTOCs()
+	states := make([]PulledState, 0, len(all))
+	for _, p := range all {
+		states = append(states, PulledState{l.layerState(p.layer), p.image, mounted[p.layer.TOCDigest]})
+	}
+	slices.SortFunc(states, func(a, b PulledState) int {
+		return cmp.Or(strings.Compare(a.Image, b.Image), strings.Compare(string(a.Digest), string(b.Digest)))
+	})
 	return states
 }
 

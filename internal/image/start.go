@@ -161,11 +161,8 @@ func (l *Library) fetchStart(ctx context.Context, layers []Layer, cmd command) {
 func (s *starter) landmarks(ctx context.Context, tocs []*estargz.TOC) bool {
 	found := false
 	for i, layer := range s.layers {
-		if tocs[i].NoPrefetch {
-			found = true
-		}
 		if tocs[i].NoPrefetch || tocs[i].Index.PrefetchEnd == 0 {
-			continue
+			continue // converters say so, too, when nobody told them anything
 		}
 		found = true
 		open, err := s.open(layer)
@@ -206,6 +203,7 @@ func (s *starter) command(ctx context.Context, cmd command) {
 		if len(next) == 0 || ctx.Err() != nil {
 			return
 		}
+		s.lib.log.Debug("fetching ahead of the image's command", "command", cmd.args[0], "files", len(next))
 		s.fetch(ctx, next)
 		var later []program
 		for _, p := range next {

@@ -1,6 +1,10 @@
 package layerdev
 
-import "skimmer/internal/blob"
+import (
+	"sort"
+
+	"skimmer/internal/blob"
+)
 
 const (
 	// maxCursors is how many sequential readers of one layer are told apart.
@@ -11,6 +15,9 @@ const (
 	// firstWindow is what is fetched ahead of a reader that has just turned
 	// out to be sequential, in compressed bytes.
 	firstWindow = 256 << 10
+	// filesInOrder is how many files, one after the other in the order of the
+	// blob, make a reader one that wants the next file, too.
+	filesInOrder = 3
 )
 
 // cursor follows one reader.
@@ -18,6 +25,8 @@ type cursor struct {
 	next   int64 // where it will go on, if it is sequential
 	window int64 // compressed bytes to have ahead of it; 0 until it is
 	edge   int   // the first stream not yet fetched for it
+	file   int   // the last file it read, by number in the index
+	order  int   // files up to that one, read one after the other
 	used   uint64
 }
 
@@ -45,7 +54,59 @@ func (cs *cursors) target(c *contents, off, end int64) int64 {
 	if cur == nil || cur.window == 0 {
 		return 0
 	}
-	return c.position(end) + cur.window
+	return min(c.position(end)+cur.window, c.limit(cur))
+}
+
+// limit returns the blob offset beyond which nothing is fetched ahead for a
+// reader: the end of its file, unless it goes from file to file.
+func (c *contents) limit(cur *cursor) int64 {
+	if cur.order >= filesInOrder || cur.file < 0 {
+		return c.ix.BlobSize
+	}
+	f := c.ix.Files[cur.file]
+	_, last := c.chunks(f.DataOff, f.DataOff+f.Size)
+	if last == 0 {
+		return 0
+	}
+	return c.ix.Streams[c.stream(last-1)].End
+}
+
+// fileNumber returns the number of the file that holds the byte at off, or
+// the padding behind it; -1 in front of all.
+func (c *contents) fileNumber(off int64) int {
+	all := c.ix.Files
+	return sort.Search(len(all), func(i int) bool { return all[i].DataOff > off }) - 1
+}
+
+// follows reports whether file next is the first one with content behind file.
+func (c *contents) follows(file, next int) bool {
+	if next <= file {
+		return false
+	}
+	for file++; file < next; file++ {
+		if c.ix.Files[max(0, file)].Size > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// inFiles notes which files [off, end) is in.
+func (cur *cursor) inFiles(c *contents, off, end int64) {
+	first, last := c.fileNumber(off), c.fileNumber(max(off, end-1))
+	switch {
+	case first == cur.file:
+	case c.follows(cur.file, first):
+		cur.order++
+	default:
+		cur.order = 1
+	}
+	for f := first; f < last; f++ {
+		if c.ix.Files[f+1].Size > 0 {
+			cur.order++
+		}
+	}
+	cur.file = last
 }
 
 // position returns where in the blob the stream begins that holds off, or the
@@ -59,7 +120,7 @@ func (c *contents) position(off int64) int64 {
 }
 
 // moved notes that [off, end) is being read and returns the reader's cursor.
-func (cs *cursors) moved(off, end, maxWindow int64) *cursor {
+func (cs *cursors) moved(c *contents, off, end, maxWindow int64) *cursor {
 	cs.clock++
 	cur := cs.find(off)
 	if cur == nil {
@@ -69,10 +130,12 @@ func (cs *cursors) moved(off, end, maxWindow int64) *cursor {
 				cur = &cs.all[i]
 			}
 		}
-		*cur = cursor{next: end, used: cs.clock}
+		*cur = cursor{next: end, used: cs.clock, file: c.fileNumber(off), order: 1}
+		cur.inFiles(c, off, end)
 		return cur
 	}
 	cur.used = cs.clock
+	cur.inFiles(c, off, end)
 	if end > cur.next {
 		cur.next = end
 		if cur.window == 0 {
@@ -94,7 +157,7 @@ func (l *Layer) runAhead(c *contents, off, end int64) {
 // than half of its window is left; a window that was needed is doubled. What
 // it begins is prefetching: it is fetched as such. l.mu is held.
 func (l *Layer) ahead(c *contents, off, end int64) {
-	cur := l.cursors.moved(off, end, l.cfg.MaxReadahead)
+	cur := l.cursors.moved(c, off, end, l.cfg.MaxReadahead)
 	if cur.window == 0 || c.missing.Load() == 0 || !l.outage.since.IsZero() {
 		return // While a source fails, only what is needed is asked of it.
 	}
@@ -103,11 +166,12 @@ func (l *Layer) ahead(c *contents, off, end int64) {
 	for cur.edge < len(streams) && streams[cur.edge].Off < here {
 		cur.edge++
 	}
-	if cur.edge == len(streams) || streams[cur.edge].Off-here >= (cur.window+1)/2 {
+	limit := c.limit(cur)
+	if cur.edge == len(streams) || streams[cur.edge].Off >= limit || streams[cur.edge].Off-here >= (cur.window+1)/2 {
 		return
 	}
 	began := false
-	for target := here + cur.window; cur.edge < len(streams) && streams[cur.edge].Off < target; {
+	for target := min(here+cur.window, limit); cur.edge < len(streams) && streams[cur.edge].Off < target; {
 		if !l.idle(c, cur.edge) {
 			cur.edge++
 			continue

@@ -37,9 +37,11 @@ type flight struct {
 	refused bool  // once over: the source was told its bytes are wrong
 }
 
-// run is a sequence of adjacent streams that are fetched as one range.
+// run is a sequence of streams, in the order of the blob, that are fetched at
+// once: as one range, unless several is set and the source can do better.
 type run struct {
-	first   int
+	first   int // stream
+	several bool
 	prio    blob.Priority
 	flights []*flight
 	over    func() // where set, called when all flights are over
@@ -281,7 +283,8 @@ func (l *Layer) idle(c *contents, stream int) bool {
 	return l.flights[stream] == nil && !c.streamDone(stream)
 }
 
-func (r *run) last() int { return r.first + len(r.flights) - 1 }
+// last returns the run's last stream.
+func (r *run) last() int { return r.flights[len(r.flights)-1].stream }
 
 // newRun makes a run of the idle streams from first on, as long as more wants
 // the next one, given how many bytes the run has without it. l.mu is held.
@@ -291,14 +294,18 @@ func (l *Layer) newRun(c *contents, prio blob.Priority, first int, more func(nex
 		if s > first && l.resting(s) != nil || s > first && !more(s, c.ix.Streams[s-1].End-c.ix.Streams[first].Off) {
 			break
 		}
-		r.flights = append(r.flights, &flight{
-			stream: s,
-			later:  prio != blob.Demand,
-			landed: make(chan struct{}),
-			wanted: make(map[int]chan struct{}),
-		})
+		r.flights = append(r.flights, newFlight(s, prio))
 	}
 	return r
+}
+
+func newFlight(stream int, prio blob.Priority) *flight {
+	return &flight{
+		stream: stream,
+		later:  prio != blob.Demand,
+		landed: make(chan struct{}),
+		wanted: make(map[int]chan struct{}),
+	}
 }
 
 // start enters a run and begins to fetch it, unless the layer is closed. l.mu

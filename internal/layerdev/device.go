@@ -255,7 +255,9 @@ func hello(p []byte, req fuse.Request) ([]byte, error) {
 	if h.Major != fuse.Major || h.Minor < fuse.MinMinor {
 		return p, fmt.Errorf("FUSE protocol %d.%d is too old: %w", h.Major, h.Minor, unix.EPROTO)
 	}
-	const want = fuse.AsyncRead | fuse.BigWrites | fuse.ParallelDirOps | fuse.AbortError |
+	// AsyncDirect is for EROFS with direct I/O: its readahead then goes on in
+	// the background, and who waits for a page can be killed.
+	const want = fuse.AsyncRead | fuse.AsyncDirect | fuse.BigWrites | fuse.ParallelDirOps | fuse.AbortError |
 		fuse.MaxPages | fuse.ExplicitInval | fuse.InitExt | fuse.HasResend
 	h = fuse.Hello{
 		Major: fuse.Major, Minor: min(fuse.Minor, h.Minor), Flags: h.Flags & want,

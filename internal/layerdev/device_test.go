@@ -259,37 +259,23 @@ func TestBlockedReadsBlockNobodyElse(t *testing.T) {
 	wg.Wait()
 }
 
-// readerProcess starts a process that reads a file, with the page cache or
-// without.
-func readerProcess(t *testing.T, path string, direct bool) *exec.Cmd {
-	t.Helper()
-	args := []string{"if=" + path, "of=/dev/null", "bs=64k", "count=1"}
-	if direct {
-		args = append(args, "iflag=direct")
-	}
-	cmd := exec.Command("dd", args...)
-	must(t, cmd.Start())
-	return cmd
-}
-
 func TestKilledReaderEnds(t *testing.T) {
-	for _, direct := range []bool{false, true} {
-		t.Run(fmt.Sprintf("direct=%v", direct), func(t *testing.T) {
+	for name, ahead := range map[string]bool{"readahead": true, "one page": false} {
+		t.Run(name, func(t *testing.T) {
 			blocked, ended := make(chan struct{}, 10), make(chan error, 10)
-			f := &memFile{p: make([]byte, 1<<20), wait: func(ctx context.Context, _ int64) error {
-				blocked <- struct{}{}
-				<-ctx.Done()
-				ended <- ctx.Err()
-				return ctx.Err()
-			}}
+			f := newSyncFile(blocked, ended)
+			if ahead {
+				f.reads = 1
+			}
 			d := mountDevice(t, fileSet{"f": f}, nil)
-			cmd := readerProcess(t, d.Path("f"), direct)
+			cmd := exec.Command("dd", "if="+d.Path("f"), "of=/dev/null", "bs=64k", "count=1")
+			must(t, cmd.Start())
 			<-blocked
 			must(t, cmd.Process.Kill())
 			if err := cmd.Wait(); err == nil {
 				t.Error("killed reader succeeded")
 			}
-			if direct {
+			if !ahead {
 				// The kernel asks to be let go only where a process waits for
 				// the request itself.
 				if err := <-ended; !errors.Is(err, context.Canceled) {

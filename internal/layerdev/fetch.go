@@ -48,26 +48,41 @@ func (l *Layer) fetch(c *contents, r *run) {
 	if l.ctx.Err() != nil {
 		err = errClosed
 	}
-	l.fetchFailed(c, r, in.next, err)
-	for _, f := range r.flights[in.next:] {
+	left := in.left()
+	l.fetchFailed(c, r, left, err)
+	for _, f := range left {
 		l.land(f, err, false)
 	}
 }
 
-// fetchFailed counts a run that broke off at its n-th stream. Readers who
+// left returns the flights that have not been handed over.
+func (in *inflow) left() []*flight {
+	if in.handed == nil {
+		return in.r.flights[in.next:]
+	}
+	var left []*flight
+	for i, f := range in.r.flights {
+		if !in.handed[i] {
+			left = append(left, f)
+		}
+	}
+	return left
+}
+
+// fetchFailed counts a run that broke off with some flights left. Readers who
 // wait for it, and whoever asked for it to be prefetched, say themselves what
 // it means to them.
-func (l *Layer) fetchFailed(c *contents, r *run, n int, err error) {
+func (l *Layer) fetchFailed(c *contents, r *run, left []*flight, err error) {
 	if errors.Is(err, errClosed) {
 		return
 	}
 	l.stats.errors.Add(1)
-	if n == len(r.flights) {
-		n--
+	s := c.ix.Streams[r.last()]
+	if len(left) > 0 {
+		s = c.ix.Streams[left[0].stream]
 	}
-	s := c.ix.Streams[r.first+n]
-	l.log.Debug("cannot fetch layer data", "file", c.file(c.ix.Chunks[s.FirstChunk].DataOff),
-		"blobOffset", s.Off, "streams", len(r.flights)-n, "error", err)
+	l.log.Debug("cannot fetch layer data", "file", l.fileAt(c, c.ix.Chunks[s.FirstChunk].DataOff),
+		"blobOffset", s.Off, "streams", len(left), "error", err)
 }
 
 // inflow is a run being received.
@@ -79,8 +94,9 @@ type inflow struct {
 	watchdog *time.Timer
 	src      io.Reader
 	b        blob.Blob
-	pos      int64 // in the blob, of src
-	next     int   // flights before it have been handed over
+	pos      int64  // in the blob, of src
+	next     int    // flights before it have been handed over
+	handed   []bool // which flights have, where they come in any order
 }
 
 // Read implements io.Reader over the source, noting progress.
@@ -108,6 +124,9 @@ func (in *inflow) receive(ctx context.Context) error {
 		return blob.Errorf(blob.Corrupt, "blob has %d bytes, its index is of one with %d", b.Size(), in.c.ix.BlobSize)
 	}
 	in.l.stats.runs.Add(1)
+	if m, ok := b.(blob.MultiReader); ok && in.r.several && len(in.r.flights) > 1 {
+		return in.receiveSeveral(ctx, m)
+	}
 	rc, err := b.ReadRange(ctx, rg)
 	if err != nil {
 		return err
@@ -115,7 +134,7 @@ func (in *inflow) receive(ctx context.Context) error {
 	defer rc.Close()
 	in.src, in.pos = rc, rg.Off
 	for in.next < len(in.r.flights) {
-		if err := in.skip(streams[in.r.first+in.next].Off); err != nil {
+		if err := in.skip(streams[in.r.flights[in.next].stream].Off); err != nil {
 			return err
 		}
 		n, bytes := in.batch()
@@ -148,11 +167,11 @@ func short(err error, n int64, what string) error {
 // batch returns how many of the next streams to inflate in one go, and how
 // many bytes they take: one, or several small ones.
 func (in *inflow) batch() (n int, bytes int64) {
-	streams := in.c.ix.Streams[in.r.first+in.next:]
-	left := len(in.r.flights) - in.next
-	for n = 1; n < left && streams[n].End-streams[0].Off <= batchBytes; n++ {
+	streams, left := in.c.ix.Streams, in.r.flights[in.next:]
+	start := streams[left[0].stream].Off
+	for n = 1; n < len(left) && streams[left[n].stream].End-start <= batchBytes; n++ {
 	}
-	return n, streams[n-1].End - streams[0].Off
+	return n, streams[left[n-1].stream].End - start
 }
 
 var compressedBuffers sync.Pool // of *[]byte
@@ -177,18 +196,47 @@ func (in *inflow) handOver(n int, size int64) error {
 	flights := in.r.flights[in.next : in.next+n]
 	in.next += n
 	start := in.c.ix.Streams[flights[0].stream].Off
+	parts := make([]part, n)
+	for i, f := range flights {
+		s := in.c.ix.Streams[f.stream]
+		parts[i] = part{f, p[s.Off-start : s.End-start]}
+	}
 	in.tasks.Go(func() {
-		in.l.pool.acquire(in.r.prio)
-		defer in.l.pool.release()
 		defer free()
-		var done []extent
-		for _, f := range flights {
-			s := in.c.ix.Streams[f.stream]
-			done = in.inflate(f, bytes.NewReader(p[s.Off-start:s.End-start]), done)
-		}
-		in.l.commit(in.c, done)
+		in.inflateAll(parts)
 	})
 	return nil
+}
+
+// part is one stream's compressed bytes.
+type part struct {
+	f *flight
+	p []byte
+}
+
+// inflateParts has streams, whose bytes have been reserved, inflated in the
+// background.
+func (in *inflow) inflateParts(parts []part) {
+	if len(parts) == 0 {
+		return
+	}
+	in.tasks.Go(func() {
+		in.inflateAll(parts)
+		for _, x := range parts {
+			in.l.pool.unreserve(int64(len(x.p)))
+		}
+	})
+}
+
+// inflateAll inflates streams and records what is in them.
+func (in *inflow) inflateAll(parts []part) {
+	in.l.pool.acquire(in.r.prio)
+	defer in.l.pool.release()
+	var done []extent
+	for _, x := range parts {
+		done = in.inflate(x.f, bytes.NewReader(x.p), done)
+	}
+	in.l.commit(in.c, done)
 }
 
 // inline inflates the next stream while it arrives.

@@ -64,6 +64,8 @@ type Config struct {
 	// ExitWhenIdle makes Run return once nothing is mounted any more: for a
 	// peer that was started for one mount.
 	ExitWhenIdle bool
+	// Version is what Status says of the build.
+	Version string
 	// Logger receives what a person may need to know. Default: discard.
 	Logger *slog.Logger
 }
@@ -442,18 +444,36 @@ func (p *Peer) StoreStats() store.Stats { return p.store.Stats() }
 // LayerStats returns the counters of all lazy layers together.
 func (p *Peer) LayerStats() layerdev.Stats { return p.images.Stats() }
 
+// PulledStatus is a layer that containerd pulled lazily.
+type PulledStatus struct {
+	// Image is how containerd's client called the image it was pulled for.
+	Image string `json:"image"`
+	LayerStatus
+	// Mounted means that containers may run on it.
+	Mounted bool `json:"mounted"`
+}
+
+// SnapshotterStatus says how containerd is served.
+type SnapshotterStatus struct {
+	Socket string         `json:"socket"`
+	Pulled []PulledStatus `json:"pulled"`
+}
+
 // Status is what a peer knows about itself.
 type Status struct {
 	PID     int           `json:"pid"`
+	Version string        `json:"version"`
 	Since   time.Time     `json:"since"`
 	DataDir string        `json:"dataDir"`
 	Origin  OriginStatus  `json:"origin"`
 	Mounts  []MountStatus `json:"mounts"`
+	// Snapshotter is nil where containerd is not served.
+	Snapshotter *SnapshotterStatus `json:"snapshotter,omitempty"`
 }
 
 // Status returns the peer's state.
 func (p *Peer) Status(context.Context) (Status, error) {
-	s := Status{PID: os.Getpid(), Since: p.since, DataDir: p.cfg.DataDir, Mounts: []MountStatus{}}
+	s := Status{PID: os.Getpid(), Version: p.cfg.Version, Since: p.since, DataDir: p.cfg.DataDir, Mounts: []MountStatus{}}
 	st := p.origin.Stats()
 	s.Origin = OriginStatus{Requests: st.Requests.Load(), Bytes: st.Bytes.Load(), Retries: st.Retries.Load()}
 	for _, m := range p.images.Mounts() {
@@ -462,6 +482,12 @@ func (p *Peer) Status(context.Context) (Status, error) {
 			ms.Layers = append(ms.Layers, LayerStatus(l))
 		}
 		s.Mounts = append(s.Mounts, ms)
+	}
+	if p.containerd != nil {
+		s.Snapshotter = &SnapshotterStatus{Socket: p.cfg.Snapshotter.Socket, Pulled: []PulledStatus{}}
+		for _, l := range p.images.PulledStates() {
+			s.Snapshotter.Pulled = append(s.Snapshotter.Pulled, PulledStatus{l.Image, LayerStatus(l.LayerState), l.Mounted})
+		}
 	}
 	return s, nil
 }

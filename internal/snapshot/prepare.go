@@ -29,10 +29,10 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
 	}
-	if target := labels[targetLabel]; target != "" {
-		switch err := s.prepareRemote(ctx, key, parent, target, labels, opts); {
+	if labels[targetLabel] != "" {
+		switch err := s.prepareRemote(ctx, key, parent, labels); {
 		case err == nil:
-			return nil, fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
+			return nil, fmt.Errorf("target snapshot %q: %w", labels[targetLabel], errdefs.ErrAlreadyExists)
 		case !errors.Is(err, errNotRemote):
 			return nil, err
 		}
@@ -43,8 +43,8 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 // errNotRemote means that the snapshot has to be made the ordinary way.
 var errNotRemote = errors.New("not a remote snapshot")
 
-// prepareRemote commits a lazy snapshot as target.
-func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target string, labels map[string]string, opts []snapshots.Opt) error {
+// prepareRemote commits a lazy snapshot under the name labels ask for.
+func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent string, labels map[string]string) error {
 	log := s.log.With("key", key, "parent", parent)
 	req, wanted, err := s.request(ctx, key, labels)
 	if err == nil && !wanted {
@@ -69,10 +69,10 @@ func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target str
 		return err
 	}
 	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, opts...); err != nil {
+		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, snapshots.WithLabels(labels)); err != nil {
 			return err
 		}
-		_, err := storage.CommitActive(ctx, key, target, snapshots.Usage{}, snapshots.WithLabels(all))
+		_, err := storage.CommitActive(ctx, key, labels[targetLabel], snapshots.Usage{}, snapshots.WithLabels(all))
 		return err
 	})
 	if err != nil && !errdefs.IsAlreadyExists(err) {

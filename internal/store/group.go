@@ -89,3 +89,78 @@ func (g *group) ending() bool {
 	defer g.mu.Unlock()
 	return g.dying
 }
+
+// fly does the fetch of several flights.
+func (g *group) fly() {
+	err := g.transfer()
+	for _, f := range g.flights {
+		switch {
+		case f.ended():
+		case err == nil:
+			f.finish(f.complete(f.early()))
+		default:
+			f.finish(f.complete(err))
+		}
+	}
+}
+
+func (g *group) transfer() error {
+	next, err := g.flights[0].h.source(g.ctx)
+	if err != nil {
+		return err
+	}
+	geo := g.flights[0].h.e.geo
+	var ranges []blob.Range
+	for _, f := range g.flights {
+		off := geo.start(f.first)
+		ranges = append(ranges, blob.Range{Off: off, Len: geo.start(f.stop()) - off})
+	}
+	var taken error
+	err = blob.ReadRanges(g.ctx, next, ranges, func(i int, off int64, p []byte) error {
+		taken = g.flights[i].take(off, p)
+		return taken
+	})
+	if taken != nil {
+		return taken
+	}
+	return err
+}
+
+// take puts bytes of the flight where they belong, and finishes it when it has
+// all.
+func (f *flight) take(off int64, p []byte) error {
+	for len(p) > 0 {
+		room := f.room()
+		switch {
+		case f.g.ending():
+			return context.Canceled
+		case len(room) == 0 || off != f.position():
+			return blob.Errorf(blob.Corrupt, "read %v: its source sent bytes at %d that were not asked for", f.h.ref, off)
+		}
+		n := copy(room, p)
+		if err := f.arrived(n); err != nil {
+			return err
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	if f.position() < f.h.e.geo.start(f.stop()) {
+		return nil
+	}
+	err := f.complete(nil)
+	f.finish(err)
+	return err
+}
+
+// position returns the offset of the next byte to arrive.
+func (f *flight) position() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.h.e.geo.start(f.cur) + int64(f.filled)
+}
+
+// ended reports whether the flight was finished.
+func (f *flight) ended() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.over
+}

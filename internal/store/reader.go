@@ -22,6 +22,7 @@ type reader struct {
 	err    error
 	closed bool
 
+	own   *group  // what was started ahead for this reader; nil most of the time
 	cur   *flight // attached to, as is ahead: the flight that continues cur
 	ahead *flight
 
@@ -207,7 +208,7 @@ func (r *reader) readUnchecked(p []byte, i int) (int, error) {
 
 // hit counts bytes that were here before they were asked for.
 func (r *reader) hit(n int) {
-	if r.cur == nil {
+	if r.cur == nil && r.own == nil {
 		r.h.e.s.count.hitBytes.Add(int64(n))
 	}
 }
@@ -295,7 +296,9 @@ func (r *reader) board(i int) (ending *flight, ok bool) {
 		}
 		if on {
 			r.cur = f
-			e.s.count.joins.Add(1)
+			if f.g != r.own {
+				e.s.count.joins.Add(1)
+			}
 			return nil, true
 		}
 	}

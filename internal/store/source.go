@@ -13,7 +13,9 @@ import (
 // miss at the same time is fetched once, by the one that came first. A blob
 // that is held can be opened and read while next is out of reach.
 //
-// Blobs implement blob.Rejecter. Their readers implement io.WriterTo. A
+// Blobs implement blob.Rejecter and blob.MultiReader, whose ranges are
+// delivered in order except that those held come first. Their readers
+// implement io.WriterTo. A
 // reader of a whole blob that was not complete when it began delivers the
 // last byte after the digest was compared, and a Corrupt error in its place
 // if that failed; where not all of the blob could be kept there is nothing to
@@ -208,12 +210,17 @@ func (o *opened) Close() error {
 }
 
 func (o *opened) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser, error) {
+	return o.reader(ctx, r, nil)
+}
+
+// reader returns a reader of r, for which own, if not nil, was started.
+func (o *opened) reader(ctx context.Context, r blob.Range, own *group) (io.ReadCloser, error) {
 	e := o.e
 	if err := r.Check(e.geo.size); err != nil {
 		return nil, err
 	}
 	o.refs.Add(1)
-	rd := &reader{h: o.handle, ctx: ctx, off: r.Off, end: r.End()}
+	rd := &reader{h: o.handle, ctx: ctx, off: r.Off, end: r.End(), own: own}
 	e.mu.Lock()
 	o.observe(r)
 	rd.resets = e.resets

@@ -46,6 +46,20 @@ const (
 	NoLength
 	// NoDigest leaves out Docker-Content-Digest and Content-Type.
 	NoDigest
+
+	// The rest strikes requests for several ranges; others use up a strike and
+	// are answered well.
+
+	// FirstRange answers the first range alone.
+	FirstRange
+	// RefuseRanges answers 400.
+	RefuseRanges
+	// WholeForRanges answers 200 with the whole content.
+	WholeForRanges
+	// ReversedRanges sends the parts last first.
+	ReversedRanges
+	// MergedRanges sends every two neighbours, and what is between them, as one.
+	MergedRanges
 )
 
 // Fault is one misbehaviour: "the first two blob requests are cut short after

@@ -222,8 +222,38 @@ func (r *Registry) serveContent(w http.ResponseWriter, req *http.Request, op Op,
 	case Multipart:
 		req.Header.Set("Range", "bytes=0-0,2-2")
 	}
+	if ranges := strings.Split(strings.TrimPrefix(req.Header.Get("Range"), "bytes="), ","); len(ranges) > 1 {
+		if bw.fault.Do == RefuseRanges {
+			refuse(w, http.StatusBadRequest, "UNSUPPORTED", "several ranges are not supported")
+			return
+		}
+		rewriteRanges(req.Header, ranges, bw.fault.Do)
+	}
 	http.ServeContent(bw, req, "", time.Time{}, bytes.NewReader(c.data))
 	bw.finish()
+}
+
+// rewriteRanges makes of a request for several ranges the one whose answer the
+// fault wants.
+func rewriteRanges(h http.Header, ranges []string, do Action) {
+	switch do {
+	case FirstRange:
+		ranges = ranges[:1]
+	case WholeForRanges:
+		h.Del("Range")
+		return
+	case ReversedRanges:
+		slices.Reverse(ranges)
+	case MergedRanges:
+		var merged []string
+		for pair := range slices.Chunk(ranges, 2) {
+			first, _, _ := strings.Cut(pair[0], "-")
+			_, last, _ := strings.Cut(pair[len(pair)-1], "-")
+			merged = append(merged, first+"-"+last)
+		}
+		ranges = merged
+	}
+	h.Set("Range", "bytes="+strings.Join(ranges, ","))
 }
 
 func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, repo, reference string) {

@@ -47,6 +47,11 @@ func Run(t *testing.T, open Open) {
 	t.Run("CancelEndsReader", func(t *testing.T) { cancelEnds(t, open) })
 	t.Run("ReaderOutlivesBlob", func(t *testing.T) { readerOutlives(t, open) })
 	t.Run("EarlyClose", func(t *testing.T) { earlyClose(t, open) })
+	RunSeveral(t, open)
+}
+
+// RunSeveral runs the part of the suite that is about reading several ranges.
+func RunSeveral(t *testing.T, open Open) {
 	t.Run("SeveralRanges", func(t *testing.T) { severalRanges(t, open) })
 	t.Run("SeveralInvalid", func(t *testing.T) { severalInvalid(t, open) })
 	t.Run("SeveralUnknown", func(t *testing.T) { severalUnknown(t, open) })

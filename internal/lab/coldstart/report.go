@@ -66,6 +66,8 @@ type Sample struct {
 	Run        time.Duration `json:"run"`
 	Requests   int64         `json:"requests"`
 	Bytes      int64         `json:"bytes"`
+	// Load is the machine's load average of the minute before.
+	Load float64 `json:"load"`
 }
 
 // Total returns the time from the image's name to the program's end.
@@ -217,4 +219,16 @@ func Ratio(a, b Result) (float64, error) {
 		return 0, fmt.Errorf("compare %s with %s: measured with different %s", a.Mode, b.Mode, differs)
 	}
 	return float64(a.Total.Median) / float64(b.Total.Median), nil
+}
+
+// load returns the lowest and the highest load there was.
+func (r Report) load() (low, high float64) {
+	if len(r.Samples) == 0 {
+		return 0, 0
+	}
+	loads := make([]float64, len(r.Samples))
+	for i, s := range r.Samples {
+		loads[i] = s.Load
+	}
+	return slices.Min(loads), slices.Max(loads)
 }

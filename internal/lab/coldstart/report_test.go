@@ -64,10 +64,11 @@ func TestTable(t *testing.T) {
 			sample(Stargz, Again, d*100*time.Millisecond), sample(Skimmer, Again, d*90*time.Millisecond))
 	}
 	samples[3].Conditions.Output = "something else"
+	samples[0].Load, samples[1].Load = 3.2, 2.9
 	r := Report{
 		Machine: Machine{Kernel: "6.18", CPUs: 2, Containerd: "2.4.2", Registry: "docker-registry"},
 		Images:  []Image{{Name: "python", Size: 254_600_000, Layers: make([]digest.Digest, 4)}},
-		Results: summarize(samples),
+		Results: summarize(samples), Samples: samples,
 	}
 	var got strings.Builder
 	if err := r.WriteTable(&got); err != nil {
@@ -76,6 +77,7 @@ func TestTable(t *testing.T) {
 	const want = `
 Linux 6.18, 2 CPUs, containerd 2.4.2, served by docker-registry
 python: 254.6 MB in 4 layers
+The machine was busy with other things (load 0.0 to 3.2): do not trust times.
 
 shape 5ms/200Mbit, medians of 3 runs in ms
 

@@ -138,6 +138,10 @@ func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase
 	ref := l.host() + "/" + image.Repository
 	for _, kind := range []StartKind{First, Again} {
 		e.registry.Reset()
+		load, err := loadAverage()
+		if err != nil {
+			return err
+		}
 		sctx, cancel := context.WithTimeout(ctx, startTimeout)
 		t, output, err := n.start(sctx, fmt.Sprintf("bench-%d-%d-%s", os.Getpid(), e.nodes, kind), ref, c.args)
 		cancel()
@@ -155,10 +159,22 @@ func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase
 				Output: firstLine(output),
 			},
 			Pull: t.pull, Create: t.create, Run: t.run,
-			Requests: counts.TotalRequests(), Bytes: counts.TotalBytes(),
+			Requests: counts.TotalRequests(), Bytes: counts.TotalBytes(), Load: load,
 		})
 	}
 	return nil
+}
+
+// loadAverage returns the machine's load average of the last minute (proc(5)).
+func loadAverage() (load float64, err error) {
+	data, err := os.ReadFile("/proc/loadavg")
+	if err == nil {
+		_, err = fmt.Sscan(string(data), &load)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read load average: %w", err)
+	}
+	return load, nil
 }
 
 func firstLine(s string) string {

@@ -17,6 +17,10 @@ func (r Report) WriteTable(w io.Writer) error {
 	for _, img := range r.Images {
 		fmt.Fprintf(&out, "%s: %s MB in %d layers\n", img.Name, megabytes(img.Size), len(img.Layers))
 	}
+	// The experiment itself keeps about one CPU busy, and unpacking two.
+	if low, high := r.load(); high > float64(r.Machine.CPUs)+1 {
+		fmt.Fprintf(&out, "The machine was busy with other things (load %.1f to %.1f): do not trust times.\n", low, high)
+	}
 	var paths []Path
 	for _, res := range r.Results {
 		if !slices.Contains(paths, res.Conditions.Path) {

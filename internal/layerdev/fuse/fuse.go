@@ -87,6 +87,7 @@ func (op Op) Changes() bool {
 const (
 	AsyncRead       uint64 = 1 << 0
 	BigWrites       uint64 = 1 << 5
+	AsyncDirect     uint64 = 1 << 15
 	ParallelDirOps  uint64 = 1 << 18
 	AbortError      uint64 = 1 << 21
 	MaxPages        uint64 = 1 << 22

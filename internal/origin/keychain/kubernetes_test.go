@@ -189,7 +189,9 @@ func TestKubernetesLosesTouch(t *testing.T) {
 		}},
 		{"event that is none", true, func(s *apiServer) { s.raw(`{"type":"ADDED","object":{"metadata":"` + secretWord + `"}}`) }, func(*apiServer) {}},
 		{"event that is no JSON", false, func(s *apiServer) { s.raw(`hunter2`) }, func(*apiServer) {}},
-		{"event without end", false, func(s *apiServer) { s.raw(`{"type":"` + strings.Repeat("x", maxEvent)) }, func(*apiServer) {}},
+		{"event too large to be believed", false, func(s *apiServer) {
+			s.raw(`{"type":"DELETED","object":{"metadata":{"namespace":"a","name":"y","resourceVersion":"101"}},"x":"` + strings.Repeat("x", maxEvent) + `"}`)
+		}, func(*apiServer) {}},
 		{"server away", false, func(s *apiServer) {
 			s.do(func() { s.refuse = http.StatusTooManyRequests })
 			s.CloseClientConnections()

@@ -31,7 +31,7 @@ import (
 const secretWord = "hunter2"
 
 // imageService is a small CRI image service that tells what it was asked.
-// PullImage of "fail" and "away" fails, that of "slow", once, does not end.
+// PullImage of "fail", "away" and "bare" fails, that of "slow", once, does not end.
 type imageService struct {
 	runtimeapi.UnimplementedImageServiceServer
 
@@ -63,6 +63,9 @@ func (s *imageService) PullImage(ctx context.Context, r *runtimeapi.PullImageReq
 	s.deadline, _ = ctx.Deadline()
 	s.pulled = r
 	s.mu.Unlock()
+	if r.GetImage().GetImage() == "bare" {
+		return nil, status.Error(codes.Unavailable, "the backend's own words") // with no header and no trailer
+	}
 	if err := grpc.SetHeader(ctx, metadata.Pairs("x-header", "h")); err != nil {
 		return nil, err
 	}
@@ -347,8 +350,10 @@ func TestErrorsPassThrough(t *testing.T) {
 	if trailer.Get("x-trailer") == nil {
 		t.Errorf("trailer %v", trailer)
 	}
-	if _, err := w.pull(t.Context(), "away", nil); status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "the backend's own words" {
-		t.Errorf("unavailable by its own words: %v", err)
+	for _, image := range []string{"away", "bare"} {
+		if _, err := w.pull(t.Context(), image, nil); status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "the backend's own words" {
+			t.Errorf("%s, unavailable by its own words: %v", image, err)
+		}
 	}
 	if _, err := w.pull(t.Context(), "fine", nil, grpc.Header(&header), grpc.Trailer(&trailer)); err != nil || header.Get("x-header") == nil || trailer.Get("x-trailer") == nil {
 		t.Errorf("header %v, trailer %v, %v", header, trailer, err)

@@ -1,0 +1,203 @@
+package layerdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"skimmer/internal/blob"
+)
+
+// several is a fakeBlob that reads several ranges at once, last one first.
+type several struct {
+	*fakeBlob
+	calls   [][]blob.Range
+	failing int // ranges before it fails; 0 for never
+}
+
+func (b *several) open(context.Context) (blob.Blob, error) { return b, nil }
+
+func (b *several) ReadRanges(_ context.Context, ranges []blob.Range, land blob.Land) error {
+	if err := blob.CheckRanges(ranges, b.Size()); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	b.calls = append(b.calls, ranges)
+	b.reads = append(b.reads, ranges...)
+	b.mu.Unlock()
+	for i, r := range slices.Backward(ranges) {
+		if b.failing > 0 && len(ranges)-i > b.failing {
+			return blob.Errorf(blob.Unavailable, "deliberate")
+		}
+		for off := r.Off; off < r.End(); off += 10_000 {
+			if err := land(i, off, b.p[off:min(off+10_000, r.End())]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func small(n, size int) shape {
+	sizes := make([]int, n)
+	for i := range sizes {
+		sizes[i] = size
+	}
+	return shape{sizes: sizes, chunk: 128 << 10}
+}
+
+func span(tl *testLayer, file int) Span {
+	f := tl.ix.Files[file]
+	return Span{f.DataOff, f.DataOff + f.Size}
+}
+
+func TestPrefetchJoinsNeighbours(t *testing.T) {
+	tl := build(t, small(200, 20<<10))
+	src := &fakeBlob{p: tl.blob}
+	l := newLayer(t, tl, LayerConfig{Blob: src.open})
+	checkRead(t, l, tl, span(tl, 102).Off, 10)
+	first := len(src.readRanges())
+	// Two lots: around 100 to 112, with gaps of two files, and 10 to 14.
+	must(t, l.Prefetch(t.Context(), []Span{span(tl, 112), span(tl, 10), span(tl, 14), span(tl, 112), span(tl, 115), {1 << 40, 1 << 41}, {5, 5}}))
+	reads := src.readRanges()[first:]
+	if len(reads) != 2 || reads[0].Len+reads[1].Len > 13*21<<10 {
+		t.Errorf("prefetch asked for %v, want two ranges", reads)
+	}
+	must(t, l.Prefetch(t.Context(), []Span{span(tl, 10), span(tl, 115)}))
+	if n := len(src.readRanges()); n != first+2 {
+		t.Errorf("prefetch of what is there asked for %d ranges", n-first-2)
+	}
+	checkRead(t, l, tl, 0, l.Size())
+	if s, n := src.fetchedTwice(tl.ix); n > 0 {
+		t.Errorf("stream %d was fetched %d times", s, n)
+	}
+}
+
+// A source that can leave gaps out is asked once for pieces far apart.
+func TestPrefetchOfSeveralRanges(t *testing.T) {
+	tl := build(t, small(200, 20<<10))
+	src := &several{fakeBlob: &fakeBlob{p: tl.blob}}
+	l := newLayer(t, tl, LayerConfig{Blob: src.open})
+	var spans []Span
+	for i := 0; i < 200; i += 10 {
+		spans = append(spans, span(tl, i))
+	}
+	must(t, l.Prefetch(t.Context(), spans))
+	if len(src.calls) != 1 || len(src.calls[0]) != len(spans) {
+		t.Errorf("source was asked %d times", len(src.calls))
+	}
+	if st := l.Stats(); st.Streams != int64(len(spans)) || st.Runs != 1 {
+		t.Errorf("stats = %+v, want %d streams in one run", st, len(spans))
+	}
+	if n := l.pool.buffered.Load(); n != 0 {
+		t.Errorf("%d bytes of memory are still reserved", n)
+	}
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if err := l.Prefetch(t.Context(), []Span{{0, l.Size()}}); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() { checkRead(t, l, tl, 0, l.Size()) })
+	}
+	wg.Wait()
+	if s, n := src.fetchedTwice(tl.ix); n > 0 {
+		t.Errorf("stream %d was fetched %d times", s, n)
+	}
+	<-l.Completed()
+}
+
+func TestPrefetchThatBreaksOff(t *testing.T) {
+	tl := build(t, small(200, 20<<10))
+	src := &several{fakeBlob: &fakeBlob{p: tl.blob}, failing: 3}
+	l := newLayer(t, tl, LayerConfig{Blob: src.open, Pool: NewPool(2)})
+	spans := []Span{span(tl, 0), span(tl, 50), span(tl, 100), span(tl, 150), span(tl, 199)}
+	if err := l.Prefetch(t.Context(), spans); !errors.Is(err, blob.Unavailable) {
+		t.Errorf("prefetch: %v, want unavailable", err)
+	}
+	src.failing = 0
+	must(t, l.Prefetch(t.Context(), spans))
+	if s, n := src.fetchedTwice(tl.ix); n == 0 || s > 50 {
+		t.Errorf("stream %d was fetched again, want those that did not come", s)
+	}
+	if st := l.Stats(); st.Streams != int64(len(spans)) {
+		t.Errorf("%d streams inflated, want each of %d once", st.Streams, len(spans))
+	}
+}
+
+// A reader does not wait for a prefetch of something else, and shares that of
+// what it wants.
+func TestReadersOvertakePrefetch(t *testing.T) {
+	tl := build(t, small(400, 20<<10))
+	dir := filepath.Join(t.TempDir(), "layer")
+	must(t, Create(dir, tl.ix))
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		src := &fakeBlob{p: tl.blob, gate: func(ctx context.Context, _ blob.Range) error {
+			if blob.PriorityOf(ctx) != blob.Demand {
+				<-release
+			}
+			return nil
+		}}
+		l := openLayer(t, dir, LayerConfig{Blob: src.open, Pool: NewPool(2)})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := l.Prefetch(t.Context(), []Span{span(tl, 300), span(tl, 302)}); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		checkRead(t, l, tl, span(tl, 5).Off, 100)
+		wg.Go(func() { checkRead(t, l, tl, span(tl, 302).Off, 100) })
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+		if s, n := src.fetchedTwice(tl.ix); n > 0 {
+			t.Errorf("stream %d was fetched %d times", s, n)
+		}
+	})
+}
+
+// What is fetched ahead ends with the file that is read, until files are read
+// one after the other.
+func TestReadaheadStaysInFile(t *testing.T) {
+	tl := build(t, shape{sizes: []int{2 << 20, 2 << 20, 2 << 20, 2 << 20, 2 << 20, 2 << 20}, chunk: 128 << 10})
+	file := func(i int) int64 { return int64(i) * 2 << 20 }
+	for name, c := range map[string]struct {
+		files []int
+		want  bool // that the file behind the last is begun
+	}{
+		"one":             {[]int{1}, false},
+		"two in order":    {[]int{1, 2}, false},
+		"three in order":  {[]int{1, 2, 3}, true},
+		"out of order":    {[]int{3, 1, 2}, false},
+		"the other way":   {[]int{3, 2, 1}, false},
+		"back to the old": {[]int{0, 1, 0, 1, 0}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := &fakeBlob{p: tl.blob}
+			l := newLayer(t, tl, LayerConfig{Blob: src.open})
+			last := 0
+			for _, i := range c.files {
+				for off := file(i); off < file(i+1); off += 64 << 10 {
+					checkRead(t, l, tl, off, 64<<10)
+				}
+				last = i
+			}
+			must(t, l.Ready(blob.WithPriority(t.Context(), blob.Prefetch), file(last), 1))
+			ix := tl.ix
+			begun := slices.ContainsFunc(src.readRanges(), func(r blob.Range) bool {
+				return r.End() > ix.Streams[16*(last+1)].Off && !slices.Contains(c.files, last+1)
+			})
+			if begun != c.want && !slices.Contains(c.files, last+1) {
+				t.Errorf("file %d begun: %v, want %v: %v", last+1, begun, c.want, fmt.Sprint(src.readRanges()))
+			}
+		})
+	}
+}
