@@ -17,10 +17,11 @@ import (
 
 func newBenchCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "bench",
-		Short: "Repeat the experiments behind docs/benchmarks.md",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Use:     "bench",
+		Short:   "Repeat the experiments behind docs/benchmarks.md",
+		Example: "  skimmer bench coldstart --modes skimmer --images python --runs 1",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newBenchColdstartCommand(a))
 	return cmd

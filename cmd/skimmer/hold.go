@@ -14,10 +14,11 @@ import (
 func newHoldCommand(a *app) *cobra.Command {
 	cfg := holder.ServerConfig{}
 	cmd := &cobra.Command{
-		Use:    "hold --socket PATH",
-		Short:  "Keep descriptors for the daemon while it is being replaced",
-		Hidden: true,
-		Args:   cobra.NoArgs,
+		Use:     "hold --socket PATH",
+		Short:   "Keep descriptors for the daemon while it is being replaced",
+		Example: "  skimmer hold --socket /var/lib/skimmer/device.sock",
+		Hidden:  true,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Logger = slog.New(slog.NewTextHandler(a.stderr, nil))
 			return holder.Run(cmd.Context(), cfg)

@@ -26,6 +26,7 @@ import (
 const (
 	socketEnv = "HOLDER_TEST_SOCKET"
 	daemonEnv = "HOLDER_TEST_DAEMON"
+	deviceEnv = "HOLDER_TEST_DEVICE"
 )
 
 func TestMain(m *testing.M) {
@@ -35,6 +36,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case os.Getenv(daemonEnv) != "" && os.Getenv(stageEnv) == "":
 		daemon(socket)
+	case os.Getenv(deviceEnv) != "" && os.Getenv(stageEnv) == "":
+		deviceDaemon(socket, os.Getenv(deviceEnv))
 	}
 	if err := Run(context.Background(), ServerConfig{Socket: socket}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
