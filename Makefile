@@ -31,7 +31,7 @@ test: setup ## run all tests, then the short ones again under the race detector 
 	@go vet -tags e2e ./...
 	@{ status=0; \
 	   go test -json -timeout 10m ./... || status=1; \
-	   go test -p 1 -json -timeout 20m -tags e2e ./test/... || status=1; \
+	   go test -p 1 -parallel 6 -json -timeout 20m -tags e2e ./test/... || status=1; \
 	   go test -json -timeout 10m -race -short ./... || status=1; \
 	   exit $$status; } | go run ./scripts/testsum
 

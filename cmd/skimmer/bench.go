@@ -54,7 +54,7 @@ image take turns:
 
 Requests and bytes are counted at the registry. The cached start asks it for the
 image's name once more. It takes long: a full pull of one image through
-200Mbit is more than half a minute. The page cache of the whole machine is dropped
+100Mbit is about half a minute. The page cache of the whole machine is dropped
 before each first start.
 
 Packages come from this machine's apt sources and are kept for the next time.
@@ -168,8 +168,8 @@ func (a *app) benchColdstart(ctx context.Context, f coldstartFlags) (err error) 
 	cfg.Report, cfg.Logger = steps.report, a.logger()
 	r, err := coldstart.Run(ctx, cfg)
 	steps.end()
-	if err != nil {
-		return err
+	if len(r.Samples) > 0 { // also where it was interrupted after hours
+		err = errors.Join(err, a.print(r, r.WriteTable))
 	}
-	return a.print(r, r.WriteTable)
+	return err
 }

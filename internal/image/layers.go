@@ -100,7 +100,7 @@ func (ll *lazyLayer) open() (*layerdev.Layer, error) {
 		Blob:         ll.openBlob,
 		IOTimeout:    l.cfg.IOTimeout,
 		MaxReadahead: l.cfg.MaxReadahead,
-		OnMiss:       func(layerdev.Miss) { l.lastMiss.Store(time.Now().UnixNano()) },
+		OnMiss:       ll.missed,
 		Logger:       l.log,
 	})
 	if err != nil {
@@ -108,6 +108,12 @@ func (ll *lazyLayer) open() (*layerdev.Layer, error) {
 	}
 	ll.layer = layer
 	return layer, nil
+}
+
+// missed notes that a reader had to wait.
+func (ll *lazyLayer) missed(m layerdev.Miss) {
+	ll.lib.lastMiss.Store(time.Now().UnixNano())
+	ll.lib.log.Debug("a reader had to wait", "image", ll.image, "file", m.File, "chunk", m.Chunk, "wait", m.Wait)
 }
 
 func (ll *lazyLayer) close() error {

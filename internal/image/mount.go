@@ -84,7 +84,7 @@ func (l *Library) mount(im *Image, name, target string) (Mount, error) {
 			target, old.Name, target)
 	}
 	paths, native := l.devicePaths(im.Layers, im.Devices)
-	err := erofs.Mount(erofs.MountOptions{Metadata: l.MetadataPath(im), Devices: paths, Target: target})
+	err := erofs.Mount(erofs.MountOptions{Metadata: l.MetadataPath(im), Devices: paths, Target: target, Direct: !native})
 	if err != nil {
 		return Mount{}, fmt.Errorf("mount %s on %s: %w", name, target, err)
 	}

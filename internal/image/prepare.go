@@ -265,6 +265,7 @@ func (l *Library) Adopt(p Pulled) {
 	l.mu.Lock()
 	l.adoptPulled(p)
 	l.mu.Unlock()
+	l.lastMiss.Store(time.Now().UnixNano()) // it is about to be read
 	l.kickFill()
 }
 

@@ -219,7 +219,7 @@ func (s *stack) mount() error {
 		if err := os.MkdirAll(target, 0o700); err != nil {
 			return err
 		}
-		err := erofs.Mount(erofs.MountOptions{Metadata: s.metadataPath(), Devices: paths, Target: target})
+		err := erofs.Mount(erofs.MountOptions{Metadata: s.metadataPath(), Devices: paths, Target: target, Direct: !native})
 		if err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -24,8 +25,9 @@ import (
 
 // command is what an image runs when nobody says otherwise.
 type command struct {
-	args []string
-	path []string // folders of the PATH variable
+	args   []string
+	path   []string // folders of the PATH variable
+	locale string   // as glibc names its folder; empty for that of C
 }
 
 // always are files that nearly every program of a usual distribution reads
@@ -40,9 +42,9 @@ var libraryFolders = []string{
 }
 
 const (
-	// maxStartFiles bounds how many files are fetched ahead of a start, and
-	// maxStartBytes how many bytes of each program or library: of a larger one
-	// nobody knows which part is needed.
+	// maxStartFiles bounds how many files are fetched ahead of a start.
+	// maxStartBytes is the largest program or library that is fetched whole: of
+	// a larger one nobody knows which parts are needed.
 	maxStartFiles = 128
 	maxStartBytes = 4 << 20
 	// maxGenerations is how deep libraries may name others.
@@ -64,14 +66,41 @@ func startOf(ctx context.Context, manifest []byte, nearby Content) command {
 	}
 	cmd := command{args: append(slices.Clone(c.Config.Entrypoint), c.Config.Cmd...)}
 	for _, v := range c.Config.Env {
-		if list, ok := strings.CutPrefix(v, "PATH="); ok {
-			cmd.path = strings.Split(list, ":")
+		name, value, _ := strings.Cut(v, "=")
+		switch name {
+		case "PATH":
+			cmd.path = strings.Split(value, ":")
+		case "LANG", "LC_ALL":
+			cmd.locale = localeFolder(value)
 		}
 	}
 	if cmd.path == nil {
 		cmd.path = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 	}
 	return cmd
+}
+
+// localeFolder returns the name under which glibc keeps a locale: what follows
+// the dot is in lower case and without hyphens there.
+func localeFolder(locale string) string {
+	language, codeset, ok := strings.Cut(locale, ".")
+	if !ok {
+		if language == "C" || language == "POSIX" {
+			return "" // they have no files
+		}
+		return language
+	}
+	return language + "." + strings.ReplaceAll(strings.ToLower(codeset), "-", "")
+}
+
+// localeFiles are what glibc reads of a locale.
+func localeFiles(folder string) []string {
+	if folder == "" || strings.Contains(folder, "/") {
+		return nil
+	}
+	dir := "/usr/lib/locale/" + folder
+	files := []string{"/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", "/usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache"}
+	return append(files, dir+"/LC_CTYPE")
 }
 
 // located is an entry of the merged layers.
@@ -194,12 +223,13 @@ func (s *starter) note(err error) {
 // command fetches the program, its loader and its libraries, a generation at
 // a time.
 func (s *starter) command(ctx context.Context, cmd command) {
-	var next []program
-	for _, name := range always {
-		next = s.add(next, name, nil)
-	}
-	next = s.add(next, s.program(cmd), nil)
-	for range maxGenerations {
+	next := s.add(nil, s.program(cmd), nil)
+	for generation := range maxGenerations {
+		if generation == 1 {
+			for _, name := range slices.Concat(always, localeFiles(cmd.locale)) {
+				next = s.add(next, name, nil)
+			}
+		}
 		if len(next) == 0 || ctx.Err() != nil {
 			return
 		}
@@ -249,18 +279,29 @@ func (s *starter) add(list []program, name string, folders []string) []program {
 // fetch fetches the beginnings of files, one request per layer where that can
 // be.
 func (s *starter) fetch(ctx context.Context, files []program) {
-	parts := make(map[int][]blob.Range)
+	parts := make(map[int][]layerdev.Span)
 	for _, f := range files {
-		parts[f.layer] = append(parts[f.layer], blob.Range{Off: f.entry.DataOff, Len: min(f.entry.Size, maxStartBytes)})
-	}
-	for layer, ranges := range parts {
-		slices.SortFunc(ranges, func(a, b blob.Range) int { return cmp.Compare(a.Off, b.Off) })
-		open, err := s.open(s.layers[layer])
-		if err == nil {
-			err = open.Fetch(ctx, ranges, blob.Prefetch)
+		off, end := f.entry.DataOff, f.entry.DataOff+f.entry.Size
+		if f.entry.Size <= maxStartBytes {
+			parts[f.layer] = append(parts[f.layer], layerdev.Span{Off: off, End: end})
+			continue
 		}
-		s.note(err)
+		// Of a large program, its headers, and its data, which the loader
+		// relocates: they are last.
+		parts[f.layer] = append(parts[f.layer], layerdev.Span{Off: off, End: off + 1}, layerdev.Span{Off: end - 1, End: end})
 	}
+	var all sync.WaitGroup
+	for layer, spans := range parts {
+		slices.SortFunc(spans, func(a, b layerdev.Span) int { return cmp.Compare(a.Off, b.Off) })
+		all.Go(func() {
+			open, err := s.open(s.layers[layer])
+			if err == nil {
+				err = open.Prefetch(ctx, spans)
+			}
+			s.note(err)
+		})
+	}
+	all.Wait()
 }
 
 // needs adds what the program f names: its loader and its libraries, or the

@@ -85,7 +85,7 @@ func (l *Layer) demand(ctx context.Context, c *contents, w want) ([]looseChunk, 
 			loose = append(loose, looseChunk{c.ix.Chunks[i].DataOff, data})
 		}
 		if l.cfg.OnMiss != nil && w.prio == blob.Demand {
-			l.cfg.OnMiss(Miss{Chunk: i, Off: c.ix.Chunks[i].DataOff, At: start, Wait: time.Since(start)})
+			l.cfg.OnMiss(Miss{Chunk: i, Off: c.ix.Chunks[i].DataOff, File: c.file(c.ix.Chunks[i].DataOff), At: start, Wait: time.Since(start)})
 		}
 	}
 	return loose, nil

@@ -57,6 +57,8 @@ type Miss struct {
 	// Chunk is its number in the layer's index, Off its place in the flat data.
 	Chunk int
 	Off   int64
+	// File is the name of the file it is in.
+	File string
 	// At is when the reader began to wait, Wait how long it did.
 	At   time.Time
 	Wait time.Duration

@@ -108,6 +108,11 @@ func New(cfg Config) (_ *Peer, err error) {
 	cfg.Origin.Logger = cfg.Logger
 	cfg.Store.Dir = cfg.DataDir
 	cfg.Store.Logger = cfg.Logger
+	if cfg.Store.PieceSize == 0 {
+		// Readers of lazy images want chunks, which lie anywhere: what is fetched
+		// beyond them is a cost, and what a reader will want next is known above.
+		cfg.Store.PieceSize, cfg.Store.RandomRun = lazyPiece, -1
+	}
 	if err := cfg.divideSpace(); err != nil {
 		return nil, fmt.Errorf("start peer: %w", err)
 	}
@@ -142,6 +147,9 @@ func New(cfg Config) (_ *Peer, err error) {
 	}
 	return p, nil
 }
+
+// lazyPiece is the size of pieces in bytes.
+const lazyPiece = 16 << 10
 
 // divideSpace fills in the water marks.
 func (c *Config) divideSpace() error {

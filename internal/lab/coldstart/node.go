@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -24,12 +25,13 @@ type node struct {
 	daemon     *proc // nil where containerd does it itself
 	containerd *lab.Containerd
 	client     *containerd.Client
+	log        *slog.Logger
 }
 
 // newNode starts a node in dir, which must not exist. It runs until close,
 // whatever becomes of ctx.
 func newNode(ctx context.Context, cfg Config, mode Mode, dir string) (*node, error) {
-	n := &node{mode: mode, dir: dir, fifos: filepath.Join(dir, "fifos")}
+	n := &node{mode: mode, dir: dir, fifos: filepath.Join(dir, "fifos"), log: cfg.Logger}
 	if err := n.open(ctx, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("start node for %s: %w", mode, err), n.close())
 	}
@@ -80,7 +82,7 @@ func (n *node) close() error {
 		errs = append(errs, n.daemon.close())
 	}
 	// A daemon may have left helpers, and what is complete mounted, on purpose.
-	lab.KillProcesses(n.dir, nil)
+	lab.KillProcesses(n.dir, n.log)
 	// What is still mounted must not be emptied.
 	if err := lab.UnmountBelow(n.dir); err != nil {
 		errs = append(errs, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,13 +23,17 @@ const startTimeout = 10 * time.Minute
 // Run builds and publishes the images, and then, Runs times, starts each case
 // over each path in each mode on a fresh node: once with nothing there and once
 // more in a new container. It needs root, runc, and a machine with nothing else
-// to do. When it returns, nothing that it started is left, however it ended.
+// to do. When it returns, nothing that it started is left, however it ended. The
+// report beside an error has what was measured until then.
 func Run(ctx context.Context, cfg Config) (Report, error) {
 	if err := cfg.check(); err != nil {
 		return Report{}, fmt.Errorf("measure cold starts: %w", err)
 	}
 	if cfg.Report == nil {
 		cfg.Report = func(lab.Progress) {}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	e := &experiment{Config: cfg, images: map[string]Image{}}
 	err := e.run(ctx)
@@ -37,10 +42,10 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 		err = errors.Join(err, e.registry.Close())
 	}
 	e.step("")
-	if err != nil {
-		return Report{}, fmt.Errorf("measure cold starts: %w", err)
-	}
 	e.report.Results = summarize(e.report.Samples)
+	if err != nil {
+		return e.report, fmt.Errorf("measure cold starts: %w", err)
+	}
 	return e.report, nil
 }
 
