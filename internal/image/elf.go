@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"io"
 	"strings"
+
+	"skimmer/internal/layerdev"
 )
 
 // needs of a program, as its ELF headers name them (System V ABI, chapter 5).
@@ -12,13 +14,15 @@ type elfNeeds struct {
 	loader  string   // PT_INTERP
 	needed  []string // DT_NEEDED
 	runPath []string // DT_RUNPATH or DT_RPATH
+	// loaded are the parts of the file, as offsets, that the loader reads
+	// whatever the program does: its tables, and the data it relocates.
+	loaded []layerdev.Span
 }
 
 // Limits on what headers from a stranger may make us read.
 const (
 	maxProgramHeaders = 128
 	maxDynamic        = 64 << 10
-	maxStrings        = 1 << 20
 	maxNeeded         = 256
 	maxELFString      = 4096
 )
@@ -43,6 +47,10 @@ func readELF(r io.ReaderAt) elfNeeds {
 		switch elf.ProgType(p.Type) {
 		case elf.PT_INTERP:
 			n.loader = cstring(r, p.Off, min(p.Filesz, maxELFString))
+		case elf.PT_LOAD:
+			if elf.ProgFlag(p.Flags)&elf.PF_W != 0 && p.Off < 1<<62 && p.Filesz < 1<<62 {
+				n.loaded = append(n.loaded, layerdev.Span{Off: int64(p.Off), End: int64(p.Off + p.Filesz)})
+			}
 		case elf.PT_DYNAMIC:
 			dynamic = make([]elf.Dyn64, min(p.Filesz, maxDynamic)/16)
 			if read(r, p.Off, 16*uint64(len(dynamic)), dynamic) != nil {
@@ -54,17 +62,27 @@ func readELF(r io.ReaderAt) elfNeeds {
 	return n
 }
 
+// tableSizes are the tables of a dynamic section, with what says how long each
+// is. They lie at the front of a file; that of symbols, whose length is not
+// said, before that of their names.
+var tableSizes = map[elf.DynTag]elf.DynTag{
+	elf.DT_STRTAB: elf.DT_STRSZ, elf.DT_RELA: elf.DT_RELASZ, elf.DT_JMPREL: elf.DT_PLTRELSZ,
+}
+
 // dynamic reads the entries of the dynamic section.
 func (n *elfNeeds) dynamic(r io.ReaderAt, progs []elf.Prog64, entries []elf.Dyn64) {
-	var table, size uint64
+	values := make(map[elf.DynTag]uint64)
 	for _, d := range entries {
-		switch elf.DynTag(d.Tag) {
-		case elf.DT_STRTAB:
-			table = fileOffset(progs, d.Val)
-		case elf.DT_STRSZ:
-			size = min(d.Val, maxStrings)
+		values[elf.DynTag(d.Tag)] = d.Val
+	}
+	tables := uint64(0)
+	for table, size := range tableSizes {
+		if values[table] != 0 {
+			tables = max(tables, fileOffset(progs, values[table])+min(values[size], 1<<32))
 		}
 	}
+	n.loaded = append(n.loaded, layerdev.Span{End: int64(tables)})
+	table, size := fileOffset(progs, values[elf.DT_STRTAB]), values[elf.DT_STRSZ]
 	if table == 0 {
 		return
 	}

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"cmp"
 	"context"
 	"debug/elf"
 	"encoding/json"
@@ -41,12 +40,22 @@ var libraryFolders = []string{
 	"/lib64", "/usr/lib64", "/usr/local/lib", "/lib", "/usr/lib",
 }
 
+// byName is what libraries open by name, which no header says: by the name of
+// the library, paths below its folder. A virtual machine for Java is one
+// library that is used all over, an archive of classes that is mapped whole,
+// and some small ones.
+var byName = map[string][]string{
+	"libjli.so": {"jvm.cfg", "server/libjvm.so", "server/classes.jsa", "libjava.so", "libjimage.so", "libjsvml.so", "modules"},
+}
+
 const (
 	// maxStartFiles bounds how many files are fetched ahead of a start.
 	// maxStartBytes is the largest program or library that is fetched whole: of
-	// a larger one nobody knows which parts are needed.
+	// a larger one nobody knows which parts are needed. maxWholeBytes is that
+	// of files which are known to be used all over.
 	maxStartFiles = 128
 	maxStartBytes = 4 << 20
+	maxWholeBytes = 32 << 20
 	// maxGenerations is how deep libraries may name others.
 	maxGenerations = 6
 	maxLinks       = 40 // as Linux' own limit on symbolic links
@@ -100,7 +109,10 @@ func localeFiles(folder string) []string {
 	}
 	dir := "/usr/lib/locale/" + folder
 	files := []string{"/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", "/usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache"}
-	return append(files, dir+"/LC_CTYPE")
+	for _, category := range []string{"CTYPE", "NUMERIC", "TIME", "COLLATE", "MONETARY", "PAPER", "NAME", "ADDRESS", "TELEPHONE", "MEASUREMENT", "IDENTIFICATION"} {
+		files = append(files, dir+"/LC_"+category)
+	}
+	return append(files, dir+"/LC_MESSAGES/SYS_LC_MESSAGES")
 }
 
 // located is an entry of the merged layers.
@@ -158,6 +170,7 @@ type starter struct {
 	layers []Layer
 	names  names
 	asked  map[located]bool
+	later  sync.WaitGroup // fetches that nothing else waits for
 }
 
 // fetchStart fetches what the landmarks of the layers ask for, and what the
@@ -178,7 +191,7 @@ func (l *Library) fetchStart(ctx context.Context, layers []Layer, cmd command) {
 	l.work.Go(func() {
 		defer cancel()
 		defer stop()
-		s := &starter{l, layers, newNames(tocs), make(map[located]bool)}
+		s := &starter{lib: l, layers: layers, names: newNames(tocs), asked: make(map[located]bool)}
 		if !s.landmarks(ctx, tocs) && len(cmd.args) > 0 {
 			s.command(ctx, cmd)
 		}
@@ -223,7 +236,11 @@ func (s *starter) note(err error) {
 // command fetches the program, its loader and its libraries, a generation at
 // a time.
 func (s *starter) command(ctx context.Context, cmd command) {
+	defer s.later.Wait()
 	next := s.add(nil, s.program(cmd), nil)
+	for i := range next {
+		next[i].program = true
+	}
 	for generation := range maxGenerations {
 		if generation == 1 {
 			for _, name := range slices.Concat(always, localeFiles(cmd.locale)) {
@@ -236,9 +253,11 @@ func (s *starter) command(ctx context.Context, cmd command) {
 		s.lib.log.Debug("fetching ahead of the image's command", "command", cmd.args[0], "files", len(next))
 		s.fetch(ctx, next)
 		var later []program
+		loaded := make(spans)
 		for _, p := range next {
-			later = s.needs(ctx, later, p)
+			later = s.needs(ctx, later, p, loaded)
 		}
+		s.later.Go(func() { s.fetchSpans(ctx, loaded) })
 		next = later
 	}
 }
@@ -262,6 +281,8 @@ type program struct {
 	located
 	path    string
 	folders []string // of whoever wants it
+	program bool     // it is what the command runs
+	whole   bool     // it will be used all over
 }
 
 func (s *starter) add(list []program, name string, folders []string) []program {
@@ -273,30 +294,48 @@ func (s *starter) add(list []program, name string, folders []string) []program {
 		return list
 	}
 	s.asked[found] = true
-	return append(list, program{found, real, folders})
+	return append(list, program{located: found, path: real, folders: folders})
 }
 
-// fetch fetches the beginnings of files, one request per layer where that can
-// be.
+// fetch fetches files, or of large ones the beginning, and of large programs
+// and libraries the end, where their dynamic section is. What is known to be
+// used all over is fetched whole after that, while the next generation is
+// looked for.
 func (s *starter) fetch(ctx context.Context, files []program) {
-	parts := make(map[int][]layerdev.Span)
+	parts, whole := make(spans), make(spans)
 	for _, f := range files {
 		off, end := f.entry.DataOff, f.entry.DataOff+f.entry.Size
 		if f.entry.Size <= maxStartBytes {
-			parts[f.layer] = append(parts[f.layer], layerdev.Span{Off: off, End: end})
+			parts.add(f.layer, off, end)
 			continue
 		}
-		// Of a large program, its headers, and its data, which the loader
-		// relocates: they are last.
-		parts[f.layer] = append(parts[f.layer], layerdev.Span{Off: off, End: off + 1}, layerdev.Span{Off: end - 1, End: end})
+		parts.add(f.layer, off, off+1)
+		if f.program || strings.Contains(path.Base(f.path), ".so") {
+			parts.add(f.layer, end-1, end)
+		}
+		if f.whole && f.entry.Size <= maxWholeBytes {
+			whole.add(f.layer, off, end)
+		}
 	}
+	s.fetchSpans(ctx, parts)
+	s.later.Go(func() { s.fetchSpans(ctx, whole) })
+}
+
+// spans are parts of flat data, by layer.
+type spans map[int][]layerdev.Span
+
+func (sp spans) add(layer int, off, end int64) {
+	sp[layer] = append(sp[layer], layerdev.Span{Off: off, End: end})
+}
+
+// fetchSpans fetches parts of several layers at the same time.
+func (s *starter) fetchSpans(ctx context.Context, parts spans) {
 	var all sync.WaitGroup
-	for layer, spans := range parts {
-		slices.SortFunc(spans, func(a, b layerdev.Span) int { return cmp.Compare(a.Off, b.Off) })
+	for layer, list := range parts {
 		all.Go(func() {
 			open, err := s.open(s.layers[layer])
 			if err == nil {
-				err = open.Prefetch(ctx, spans)
+				err = open.Prefetch(ctx, list)
 			}
 			s.note(err)
 		})
@@ -305,8 +344,8 @@ func (s *starter) fetch(ctx context.Context, files []program) {
 }
 
 // needs adds what the program f names: its loader and its libraries, or the
-// interpreter of a script.
-func (s *starter) needs(ctx context.Context, list []program, f program) []program {
+// interpreter of a script; and to loaded what will be read of it to load it.
+func (s *starter) needs(ctx context.Context, list []program, f program, loaded spans) []program {
 	open, err := s.open(s.layers[f.layer])
 	if err != nil {
 		return list
@@ -328,10 +367,21 @@ func (s *starter) needs(ctx context.Context, list []program, f program) []progra
 		return list
 	}
 	e := readELF(r)
+	for _, sp := range e.loaded {
+		if end := min(sp.End, f.entry.Size); sp.Off < end {
+			loaded.add(f.layer, f.entry.DataOff+sp.Off, f.entry.DataOff+end)
+		}
+	}
 	folders := f.folders
 	for _, dir := range e.runPath {
 		dir = strings.NewReplacer("$ORIGIN", path.Dir(f.path), "${ORIGIN}", path.Dir(f.path)).Replace(dir)
 		folders = append(slices.Clone(folders), path.Clean(dir))
+	}
+	for _, name := range byName[path.Base(f.path)] {
+		before := len(list)
+		if list = s.add(list, path.Join(path.Dir(f.path), name), nil); len(list) > before {
+			list[before].whole = true
+		}
 	}
 	list = s.add(list, e.loader, nil)
 	for _, lib := range e.needed {

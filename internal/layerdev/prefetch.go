@@ -12,6 +12,9 @@ import (
 // save a request.
 const maxGap = 64 << 10
 
+// maxLot is how many compressed bytes are asked for at once.
+const maxLot = 8 << 20
+
 // Span is the part [Off, End) of the flat data, in bytes.
 type Span struct {
 	Off, End int64
@@ -89,7 +92,7 @@ func (c *contents) missingStreams(spans []Span, size int64) []wantedStream {
 	return slices.CompactFunc(all, func(a, b wantedStream) bool { return a.stream == b.stream })
 }
 
-// lots cuts streams into what to fetch at once: at most laterRun bytes, and
+// lots cuts streams into what to fetch at once: at most maxLot bytes, and
 // without a gap longer than maxGap unless the source can leave gaps out.
 func (c *contents) lots(all []wantedStream, gaps bool) [][]int {
 	type lot struct {
@@ -107,7 +110,7 @@ func (c *contents) lots(all []wantedStream, gaps bool) [][]int {
 			if !gaps {
 				size += gap
 			}
-			if (gaps || gap <= maxGap) && last.bytes+size <= laterRun {
+			if (gaps || gap <= maxGap) && last.bytes+size <= maxLot {
 				if !gaps {
 					for s := all[i-1].stream + 1; s < w.stream; s++ {
 						last.streams = append(last.streams, s) // It comes anyway.
