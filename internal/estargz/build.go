@@ -262,6 +262,10 @@ func (p *packer) finish(out *output, missing []string) (Built, error) {
 	} else if end, err = p.gzipTOC(toc); err == nil {
 		end = appendGzipFooter(end, payloadEnd)
 		b.Annotations[TOCOffsetAnnotation] = strconv.FormatInt(payloadEnd, 10)
+		var inline string
+		if inline, err = packInline(toc); inline != "" {
+			b.Annotations[TOCAnnotation] = inline
+		}
 	}
 	if err != nil {
 		return Built{}, err

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -40,6 +41,10 @@ const (
 	// contents starts, in decimal, so that one read brings exactly that. It is
 	// ours and optional: the footer says the same.
 	TOCOffsetAnnotation = "skimmer.estargz.toc-offset"
+	// TOCAnnotation holds a small table of contents itself, its JSON compressed
+	// with gzip, in base64, so that a layer of a few files needs no request to
+	// be mounted. Written by us only, together with TOCOffsetAnnotation.
+	TOCAnnotation = "skimmer.estargz.toc"
 )
 
 // storagePrefix is what containers/storage starts the zstd:chunked annotations
@@ -79,6 +84,8 @@ type ReadOptions struct {
 	// first read is then exactly what is needed. The claim is not believed: one
 	// outside the blob is ignored, and where the blob has a footer that counts.
 	TOCOff, TOCSize int64
+	// TOC is a TOCAnnotation. It is used if it is what want promises.
+	TOC string
 }
 
 // Promised returns what the annotations of a layer in its manifest promise:
@@ -102,6 +109,7 @@ func Promised(annotations map[string]string) (digest.Digest, ReadOptions) {
 		}
 	} else if off, err := strconv.ParseInt(annotations[TOCOffsetAnnotation], 10, 64); err == nil && off > 0 {
 		opts.TOCOff = off
+		opts.TOC = annotations[TOCAnnotation]
 	}
 	return digest.Digest(annotations[TOCDigestAnnotation]), opts
 }
@@ -131,6 +139,9 @@ func ReadTOC(ctx context.Context, b blob.Blob, want digest.Digest, opts ReadOpti
 			return nil, blob.Errorf(blob.Invalid, "read table of contents: promised digest %q is not a SHA-256 digest", d)
 		}
 	}
+	if toc, ok := inlineTOC(want, b.Size(), opts); ok {
+		return toc, nil
+	}
 	tail, err := readTail(ctx, b, opts)
 	if err != nil {
 		return nil, fmt.Errorf("read table of contents: end of blob: %w", err)
@@ -158,6 +169,60 @@ func ReadTOC(ctx context.Context, b blob.Blob, want digest.Digest, opts ReadOpti
 	}
 	toc.Digest = got
 	return toc, nil
+}
+
+const (
+	// maxInline is the longest TOCAnnotation in bytes: manifests have limits, and
+	// are read by everybody.
+	maxInline = 1 << 10
+	// maxInlineTOC is the most such a table may be in JSON, in bytes.
+	maxInlineTOC = 64 << 10
+)
+
+// packInline returns a table of contents as a TOCAnnotation; empty if it is
+// too large to be one.
+func packInline(json []byte) (string, error) {
+	if len(json) > maxInlineTOC {
+		return "", nil
+	}
+	var packed bytes.Buffer
+	w, err := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+	if err != nil {
+		return "", err
+	}
+	if _, err := w.Write(json); err != nil {
+		return "", err
+	}
+	if err := w.Close(); err != nil {
+		return "", err
+	}
+	text := base64.StdEncoding.EncodeToString(packed.Bytes())
+	if len(text) > maxInline {
+		return "", nil
+	}
+	return text, nil
+}
+
+// inlineTOC returns the table of contents that the manifest itself holds. One
+// that is not what the manifest promises is as good as none.
+func inlineTOC(want digest.Digest, blobSize int64, opts ReadOptions) (*TOC, bool) {
+	if opts.TOC == "" || want == "" || opts.TOCOff >= blobSize || len(opts.TOC) > maxInline {
+		return nil, false
+	}
+	r, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, strings.NewReader(opts.TOC)))
+	if err != nil {
+		return nil, false
+	}
+	json, err := io.ReadAll(io.LimitReader(r, maxInlineTOC))
+	if err != nil || digest.FromBytes(json) != want {
+		return nil, false
+	}
+	toc, err := decode(json, Gzip, blobSize, opts.TOCOff)
+	if err != nil {
+		return nil, false
+	}
+	toc.Digest = want
+	return toc, true
 }
 
 // readTail makes the speculative first read.

@@ -19,7 +19,8 @@ func (l *Library) kickFill() {
 }
 
 // tend completes the layers of pulled images, one after the other, whenever
-// readers have settled, and keeps within the water marks. Close ends it.
+// readers have settled, and keeps within the water marks and the layer device
+// held. Close ends it.
 func (l *Library) tend() {
 	again := time.NewTicker(tendEvery)
 	defer again.Stop()
@@ -30,6 +31,7 @@ func (l *Library) tend() {
 		case <-l.fillNow:
 		case <-again.C:
 		}
+		l.keepHeld()
 		if l.cfg.Background {
 			l.fillAll()
 		}

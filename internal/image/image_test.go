@@ -281,7 +281,12 @@ func TestCompleteImageOutlivesTheLibrary(t *testing.T) {
 func TestPrepareOnceForAll(t *testing.T) {
 	testkit.NeedMount(t)
 	w := newWorld()
-	name := w.push(t, "v1", nil, twoLayers...)
+	// As converters other than ours make it: no table of contents in the manifest.
+	name := w.push(t, "v1", func(m *ocispec.Manifest) {
+		for _, layer := range m.Layers {
+			delete(layer.Annotations, estargz.TOCAnnotation)
+		}
+	}, twoLayers...)
 	l := open(t, w, t.TempDir(), nil)
 	var wg sync.WaitGroup
 	for range 8 {

@@ -222,7 +222,7 @@ func (l *Library) Close() error {
 	if l.cfg.Holder != nil && l.inUse() {
 		errs = append(errs, l.device.Release())
 	} else {
-		errs = append(errs, l.closeMounts(), l.device.Close())
+		errs = append(errs, l.closeMounts(), l.closeDevice())
 		if l.cfg.Holder != nil {
 			errs = append(errs, l.cfg.Holder.Drop(DeviceKey))
 		}
@@ -233,6 +233,44 @@ func (l *Library) Close() error {
 		errs = append(errs, ll.close())
 	}
 	return errors.Join(errs...)
+}
+
+// closeLimit is how long the kernel may take to let go of the layer device
+// once all that is mounted over it has been detached: it does that later.
+const closeLimit = 5 * time.Second
+
+// closeDevice takes the layer device away.
+func (l *Library) closeDevice() error {
+	deadline := time.Now().Add(closeLimit)
+	for {
+		err := l.device.Close()
+		if blob.KindOf(err) != blob.Busy || time.Now().After(deadline) {
+			return err
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+// keepHeld makes sure that the holder still holds the layer device: one that
+// was killed and started again has forgotten it.
+func (l *Library) keepHeld() {
+	if l.cfg.Holder == nil {
+		return
+	}
+	f, err := l.cfg.Holder.Get(DeviceKey)
+	if err == nil {
+		f.Close() // it was only to see that it is there
+		return
+	}
+	conn, err := l.device.Connection()
+	if err == nil {
+		err = errors.Join(l.cfg.Holder.Put(DeviceKey, conn), conn.Close())
+	}
+	if err != nil {
+		l.log.Warn("nobody else holds the layer device: were this process killed, readers would get errors", "error", err)
+		return
+	}
+	l.log.Warn("the holder of the layer device had forgotten it; it holds it again")
 }
 
 // inUse reports whether anything is mounted that needs the layer device.

@@ -87,20 +87,28 @@ func (l *Library) collectStacks(since uint64, used map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// drop unmounts the stack and forgets it, unless it was asked for since.
+// drop unmounts the stack and forgets it, unless it was asked for since. It is
+// forgotten last, so that whoever asks for it meanwhile waits for the unmount.
 func (s *stack) drop(since uint64) error {
+	wanted := func() bool {
+		s.lib.mu.Lock()
+		defer s.lib.mu.Unlock()
+		return s.touched > since
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lib.mu.Lock()
-	wanted := s.touched > since
-	if !wanted {
-		delete(s.lib.stacks, s.id)
-	}
-	s.lib.mu.Unlock()
-	if wanted {
+	if wanted() {
 		return nil
 	}
-	return s.unmount()
+	if err := s.unmount(); err != nil {
+		return err
+	}
+	s.lib.mu.Lock()
+	defer s.lib.mu.Unlock()
+	if s.touched <= since {
+		delete(s.lib.stacks, s.id)
+	}
+	return nil
 }
 
 // collectLayers makes unknown what nobody keeps, and returns it.

@@ -20,8 +20,10 @@ import (
 // are started from; images that share their lower layers share those stacks.
 type stack struct {
 	// Constant.
-	lib        *Library
-	id         string
+	lib *Library
+	id  string
+
+	// Constant once it has been asked for.
 	layers     []Layer // bottom first
 	repository string  // where their tables of contents can be had
 	whiteouts  bool    // it is to lie over other layers
@@ -59,8 +61,11 @@ func (l *Library) stack(layers []Layer, repository string, whiteouts bool) *stac
 	defer l.mu.Unlock()
 	s := l.stacks[id]
 	if s == nil {
-		s = &stack{lib: l, id: id, layers: layers, repository: repository, whiteouts: whiteouts}
+		s = &stack{lib: l, id: id}
 		l.stacks[id] = s
+	}
+	if s.layers == nil {
+		s.layers, s.repository, s.whiteouts = layers, repository, whiteouts
 	}
 	s.touched = l.tick()
 	return s

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -110,17 +111,22 @@ func TestTakeOverInTheMiddleOfARead(t *testing.T) {
 	testkit.NeedMount(t)
 	w, root, k := newWorld(), t.TempDir(), newKeeper(t)
 	w.push(t, "v1", nil, []*tar.Header{file("big", 1<<20), file("small", 100)})
+	asked := make(chan struct{}, 100)
+	var hanging atomic.Bool
+	w.Before = func(ctx context.Context, _ blob.Ref, _ blob.Range) error {
+		if !hanging.Load() {
+			return nil
+		}
+		asked <- struct{}{}
+		<-ctx.Done() // answers only when nobody waits any more
+		return context.Cause(ctx)
+	}
 	first := open(t, w, root, func(c *image.Config) { c.Holder = k })
 	pulled := pull(t, w, first, "v1")
 	path := mountStack(t, first, pulled)
 	check(t, path, "small", 100)
 
-	asked := make(chan struct{}, 100)
-	w.Before = func(ctx context.Context, _ blob.Ref, _ blob.Range) error {
-		asked <- struct{}{}
-		<-ctx.Done() // answers only when nobody waits any more
-		return context.Cause(ctx)
-	}
+	hanging.Store(true)
 	read := make(chan error, 1)
 	go func() {
 		_, err := os.ReadFile(filepath.Join(path, "big"))
@@ -135,7 +141,7 @@ func TestTakeOverInTheMiddleOfARead(t *testing.T) {
 		t.Fatalf("the reader ended when the library did: %v", err)
 	default:
 	}
-	w.Before = nil
+	hanging.Store(false)
 	second := open(t, w, root, func(c *image.Config) { c.Holder, c.Pulled = k, pulled })
 	if err := <-read; err != nil {
 		t.Errorf("the reader got an error: %v", err)
@@ -211,4 +217,37 @@ func TestLeastRecentlyMountedIsGivenUp(t *testing.T) {
 	check(t, path, "m", 1<<20)
 	w.away.Store(false)
 	check(t, mountStack(t, l, idle), "i", 1<<20+1)
+}
+
+// Containers that start while others are cleaned up after get their mount.
+func TestMountWhileCollecting(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	w.push(t, "v1", nil, twoLayers...)
+	l := open(t, w, t.TempDir(), nil)
+	pulled := pull(t, w, l, "v1")
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if err := l.Collect(func() (image.Kept, error) { return image.Kept{Layers: pulled}, nil }); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for range 100 {
+		if _, err := l.MountStack(t.Context(), pulled, false); err != nil {
+			t.Error(err)
+		}
+	}
+	close(done)
+	wg.Wait()
+	if err := l.Collect(func() (image.Kept, error) { return image.Kept{Layers: pulled}, nil }); err != nil {
+		t.Error(err)
+	}
 }
