@@ -75,23 +75,22 @@ func (l *Library) fillLayer(ll *lazyLayer) error {
 	if err := layer.Complete(l.ctx); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	l.unpin(ll)
-	l.mu.Unlock()
+	l.unpinComplete()
 	l.log.Info("layer is complete: new containers on it do not need this process",
 		"image", ll.image, "layer", ll.sources()[0].Digest, "took", time.Since(start))
 	return nil
 }
 
-// nextMissing returns a pulled layer that is not complete and not in skip;
-// those of mounted stacks first.
+// nextMissing returns a pulled layer that is not complete and not in skip:
+// those of mounted stacks first, others as long as there is room for them.
 func (l *Library) nextMissing(skip map[string]bool) *lazyLayer {
+	room := l.room()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	mounted := l.mountedLayers()
 	var found *lazyLayer
 	for id, ll := range l.layers {
-		if !ll.pulled || skip[id] || found != nil && !mounted[id] {
+		if !ll.pulled || skip[id] || !mounted[id] && (found != nil || ll.givenUp || ll.dataSize > room) {
 			continue
 		}
 		if _, complete := ll.completeData(); complete {

@@ -3,7 +3,6 @@ package image
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -42,7 +41,7 @@ type lazyLayer struct {
 	image   string    // how the user called the image it was pulled for
 	touched uint64    // when it was adopted, in ticks
 	coming  time.Time // until when it may still be adopted
-	unpin   func()    // releases its blob; nil where it is not held
+	givenUp bool      // its data was removed for space, and it was not mounted since
 
 	// mu guards what follows. Order: Library.mu, mu.
 	mu    sync.Mutex
@@ -71,17 +70,14 @@ func (ll *lazyLayer) sources() []blob.Ref {
 	return slices.Clone(ll.refs)
 }
 
-// openBlob opens the layer blob in the first repository that has it.
-func (ll *lazyLayer) openBlob(ctx context.Context) (blob.Blob, error) {
-	var errs []error
-	for _, ref := range ll.sources() {
-		b, err := ll.lib.cfg.Source.Open(ctx, ref)
-		if err == nil {
-			return b, nil
-		}
-		errs = append(errs, err)
+// demote makes ref the last place to fetch from, because it failed.
+func (ll *lazyLayer) demote(ref blob.Ref) {
+	ll.mu.Lock()
+	defer ll.mu.Unlock()
+	i := slices.IndexFunc(ll.refs, func(r blob.Ref) bool { return r.Repository == ref.Repository })
+	if i >= 0 {
+		ll.refs = append(slices.Delete(ll.refs, i, i+1), ref)
 	}
-	return nil, errors.Join(errs...)
 }
 
 // open returns the layer's chunk cache.

@@ -47,6 +47,9 @@ type Config struct {
 	// needs any more.
 	Pin    func(digest.Digest) (release func())
 	Forget func(digest.Digest)
+	// NoRanges, where set, reports whether a repository is in a registry that
+	// was seen to ignore range requests. PrepareLayer refuses such.
+	NoRanges func(repository string) bool
 	// Pulled are the layers that somebody keeps, see Adopt.
 	Pulled []Pulled
 	// Holder, where set, keeps the layer device alive while no process serves
@@ -89,8 +92,12 @@ type Library struct {
 	// Atomics.
 	lastMiss atomic.Int64 // when a reader had to wait, or something was mounted, Unix nanoseconds
 
-	// collecting is held while collecting, by one at a time.
+	// collecting is held while collecting, by one at a time; it guards what the
+	// last Collect found: when it began, in ticks, and the stacks in use, nil
+	// before the first.
 	collecting sync.Mutex
+	collected  uint64
+	used       map[string]bool
 
 	// mountMu guards mounts and is held while mounting, which makes the kernel
 	// ask the layer device for files; so mu must not be. Order: mountMu, mu.
@@ -218,10 +225,12 @@ func (l *Library) Close() error {
 	}
 	l.stop()
 	l.work.Wait()
+	l.dropIdle()
 	var errs []error
 	if l.cfg.Holder != nil && l.inUse() {
 		errs = append(errs, l.device.Release())
 	} else {
+		l.sweepStacks(true)
 		errs = append(errs, l.closeMounts(), l.closeDevice())
 		if l.cfg.Holder != nil {
 			errs = append(errs, l.cfg.Holder.Drop(DeviceKey))

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/estargz"
 )
 
 // Timing says where the time of a Prepare went. Parts that were not needed
@@ -202,7 +203,17 @@ func (l *Library) PrepareLayer(ctx context.Context, req LayerRequest) (Pulled, e
 	return p, nil
 }
 
+// errNoRanges is why a layer of a registry without ranges is unpacked.
+var errNoRanges = blob.Errorf(blob.Invalid, "its registry ignores range requests: every read of a part would fetch all before it: %w", estargz.ErrNotLazy)
+
+func (l *Library) noRanges(repository string) bool {
+	return l.cfg.NoRanges != nil && l.cfg.NoRanges(repository)
+}
+
 func (l *Library) prepareLayer(ctx context.Context, req LayerRequest) (Pulled, error) {
+	if l.noRanges(req.Name.Repository) {
+		return Pulled{}, errNoRanges
+	}
 	d := req.Name.Digest
 	read := req.Content
 	if d == "" {
@@ -232,6 +243,9 @@ func (l *Library) prepareLayer(ctx context.Context, req LayerRequest) (Pulled, e
 	}
 	if il.err != nil {
 		return Pulled{}, il.err
+	}
+	if l.noRanges(req.Name.Repository) {
+		return Pulled{}, errNoRanges
 	}
 	p := Pulled{Layer: il.layer, Repository: req.Name.Repository}
 	if !l.expect(p) {
@@ -277,7 +291,6 @@ func (l *Library) adoptPulled(p Pulled) {
 	if !ll.pulled {
 		ll.pulled = true
 		ll.image = p.Image
-		l.pin(ll)
 	}
 }
 

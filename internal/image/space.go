@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,19 +19,40 @@ import (
 	"skimmer/internal/layerdev"
 )
 
-// pin holds ll's blob in the store below as long as it may be read. l.mu is
-// held.
-func (l *Library) pin(ll *lazyLayer) {
-	if _, complete := ll.completeData(); !complete && l.cfg.Pin != nil && ll.unpin == nil {
-		ll.unpin = l.cfg.Pin(ll.sources()[0].Digest)
+// pin holds the blobs of the stack's layers that are not complete in the
+// store below. s.mu is held.
+func (s *stack) pin() {
+	if s.lib.cfg.Pin == nil || len(s.pinned) > 0 {
+		return
+	}
+	for _, layer := range s.layers {
+		if ll := s.lib.layer(layerID(layer.Digest, layer.TOCDigest)); ll != nil {
+			if _, complete := ll.completeData(); !complete {
+				s.pinned = append(s.pinned, s.lib.cfg.Pin(layer.Digest))
+			}
+		}
 	}
 }
 
-// unpin undoes pin. l.mu is held.
-func (l *Library) unpin(ll *lazyLayer) {
-	if ll.unpin != nil {
-		ll.unpin()
-		ll.unpin = nil
+// unpin undoes pin. s.mu is held.
+func (s *stack) unpin() {
+	for _, release := range s.pinned {
+		release()
+	}
+	s.pinned = nil
+}
+
+// unpinComplete lets go of the blobs of stacks that do not need them any more.
+func (l *Library) unpinComplete() {
+	l.mu.Lock()
+	all := slices.Collect(maps.Values(l.stacks))
+	l.mu.Unlock()
+	for _, s := range all {
+		s.mu.Lock()
+		if len(s.pinned) > 0 && l.allComplete(s) {
+			s.unpin()
+		}
+		s.mu.Unlock()
 	}
 }
 
@@ -41,9 +64,9 @@ type Kept struct {
 	Stacks map[string]bool
 }
 
-// Collect frees what was pulled and is not kept any more: mounts that are in
-// nobody's use, then layers that nobody keeps, with what is fetched of them,
-// their metadata and their blobs. kept is asked once; what is prepared,
+// Collect frees what was pulled and is not kept any more: layers that nobody
+// keeps, with what is fetched of them, their metadata and their blobs, and
+// mounts that have been in nobody's use for an hour, or are of such layers. kept is asked once; what is prepared,
 // mounted or adopted meanwhile stays whatever it says.
 func (l *Library) Collect(kept func() (Kept, error)) error {
 	l.collecting.Lock()
@@ -55,36 +78,75 @@ func (l *Library) Collect(kept func() (Kept, error)) error {
 	if err != nil {
 		return err
 	}
+	gone := l.collectLayers(since, k.Layers)
 	errs := []error{l.collectStacks(since, k.Stacks)}
-	if gone := l.collectLayers(since, k.Layers); len(gone) > 0 {
+	if len(gone) > 0 {
 		errs = append(errs, l.remove(gone))
 	}
 	return errors.Join(errs...)
 }
 
+// idleFor is how long a stack stays mounted that no container stands on: the
+// next one finds what the kernel has cached of it.
+const idleFor = time.Hour
+
 // collectStacks takes the mounts away that are not in use, those of earlier
-// processes included.
+// processes included. l.collecting is held.
 func (l *Library) collectStacks(since uint64, used map[string]bool) error {
 	entries, err := os.ReadDir(l.path("stacks"))
 	if err != nil {
 		return err
 	}
+	l.collected, l.used = since, used
 	var errs []error
 	for _, e := range entries {
-		id := e.Name()
-		if used[id] {
-			continue
+		if !used[e.Name()] && !l.lingers(e.Name()) {
+			errs = append(errs, l.asked(e.Name()).drop(since))
 		}
-		l.mu.Lock()
-		s := l.stacks[id]
-		if s == nil {
-			s = &stack{lib: l, id: id} // nobody has asked for it since Open
-			l.stacks[id] = s
-		}
-		l.mu.Unlock()
-		errs = append(errs, s.drop(since))
 	}
 	return errors.Join(errs...)
+}
+
+// lingers reports whether a stack in nobody's use is to stay mounted.
+func (l *Library) lingers(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.stacks[id]
+	if s == nil || s.layers == nil || time.Since(s.used) > idleFor {
+		return false
+	}
+	return !slices.ContainsFunc(s.layers, func(layer Layer) bool {
+		return l.layers[layerID(layer.Digest, layer.TOCDigest)] == nil
+	})
+}
+
+// asked returns the stack of that ID, also if nobody has asked for it since
+// Open.
+func (l *Library) asked(id string) *stack {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.stacks[id]
+	if s == nil {
+		s = &stack{lib: l, id: id}
+		l.stacks[id] = s
+	}
+	return s
+}
+
+// dropIdle unmounts stacks that no container stood on when snapshots were last
+// looked at, and that nobody has asked for since.
+func (l *Library) dropIdle() {
+	l.collecting.Lock()
+	defer l.collecting.Unlock()
+	entries, err := os.ReadDir(l.path("stacks"))
+	for _, e := range entries {
+		if l.used != nil && !l.used[e.Name()] {
+			err = errors.Join(err, l.asked(e.Name()).drop(l.collected))
+		}
+	}
+	if err != nil {
+		l.log.Warn("cannot unmount what is not in use", "error", err)
+	}
 }
 
 // drop unmounts the stack and forgets it, unless it was asked for since. It is
@@ -137,7 +199,6 @@ func (l *Library) collectLayers(since uint64, kept []Pulled) []*lazyLayer {
 		delete(l.layers, id)
 		delete(l.nodes, ll.node)
 		delete(l.tocs, id)
-		l.unpin(ll)
 		gone = append(gone, ll)
 	}
 	if len(gone) > 0 {
@@ -245,6 +306,23 @@ func (l *Library) sweepFolders() {
 	}
 }
 
+// room returns how many bytes layers may take before the low water mark is
+// reached; without marks, all there are.
+func (l *Library) room() int64 {
+	if l.cfg.HighWater == 0 {
+		return math.MaxInt64
+	}
+	room := l.cfg.LowWater
+	l.mu.Lock()
+	ids := slices.Collect(maps.Keys(l.layers))
+	l.mu.Unlock()
+	for _, id := range ids {
+		size, _ := l.usage(id)
+		room -= size
+	}
+	return room
+}
+
 // makeSpace gives up the data of layers that are not mounted, the least
 // recently used first, when all together take more than the high water mark.
 func (l *Library) makeSpace() {
@@ -272,6 +350,7 @@ func (l *Library) makeSpace() {
 	if total <= l.cfg.HighWater {
 		return
 	}
+	l.dropIdle()
 	mounted := l.mountedTOCs()
 	slices.SortFunc(all, func(a, b candidate) int { return cmp.Compare(a.used.UnixNano(), b.used.UnixNano()) })
 	for _, c := range all {
@@ -285,7 +364,7 @@ func (l *Library) makeSpace() {
 		l.log.Info("gave up the data of a layer that is not mounted, for space", "image", c.ll.image, "layer", c.ll.sources()[0].Digest, "bytes", c.size)
 	}
 	if total > l.cfg.HighWater {
-		l.log.Warn("layers take more space than they should, and all of them are mounted", "bytes", total, "highWater", l.cfg.HighWater)
+		l.log.Warn("layers take more space than they should, and none can be given up: they are mounted", "bytes", total, "highWater", l.cfg.HighWater)
 	}
 }
 
@@ -340,7 +419,7 @@ func (l *Library) giveUp(ll *lazyLayer) bool {
 		l.log.Warn("cannot give up the data of a layer", "layer", ll.sources()[0].Digest, "error", err)
 		return false
 	}
-	l.pin(ll)
+	ll.givenUp = true
 	return true
 }
 

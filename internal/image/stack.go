@@ -31,15 +31,17 @@ type stack struct {
 	// mu is held while it is built, mounted and unmounted. Order: mu, then
 	// Library.mu.
 	mu      sync.Mutex
-	devices []int  // the layer behind each device slot; nil before it is built
-	path    string // where it is mounted; empty where it is not
-	native  bool   // the mount at path needs no layer device
+	devices []int    // the layer behind each device slot; nil before it is built
+	path    string   // where it is mounted; empty where it is not
+	native  bool     // the mount at path needs no layer device
+	pinned  []func() // release blobs that are held for it
 
 	// mounted says that it may be mounted: set before it is, and cleared after.
 	mounted atomic.Bool
 
-	// Library.mu guards touched: when it was last asked for, in ticks.
+	// Library.mu guards when it was last asked for, in ticks and by the clock.
 	touched uint64
+	used    time.Time
 }
 
 // stackID names the file system that the layers make. Only tables of contents
@@ -67,7 +69,7 @@ func (l *Library) stack(layers []Layer, repository string, whiteouts bool) *stac
 	if s.layers == nil {
 		s.layers, s.repository, s.whiteouts = layers, repository, whiteouts
 	}
-	s.touched = l.tick()
+	s.touched, s.used = l.tick(), time.Now()
 	return s
 }
 
@@ -213,7 +215,13 @@ func (s *stack) mount() error {
 	// Under Library.mu, so that a layer is either mounted or given up.
 	s.lib.mu.Lock()
 	s.mounted.Store(true)
+	for _, layer := range s.layers {
+		if ll := s.lib.layers[layerID(layer.Digest, layer.TOCDigest)]; ll != nil {
+			ll.givenUp = false
+		}
+	}
 	s.lib.mu.Unlock()
+	s.lib.kickFill()
 	paths, native := s.lib.devicePaths(s.layers, s.devices)
 	target := s.mountPath(native)
 	here, err := erofs.Mounted(target)
@@ -230,6 +238,7 @@ func (s *stack) mount() error {
 		}
 	}
 	s.path, s.native = target, native
+	s.pin()
 	now := time.Now()
 	for _, layer := range s.layers {
 		// Least recently used is told by this; a failure only makes it less so.
@@ -244,6 +253,7 @@ func (s *stack) mount() error {
 func (s *stack) unmount() error {
 	s.path, s.native = "", false
 	s.mounted.Store(false)
+	s.unpin()
 	for _, native := range []bool{true, false} {
 		target := s.mountPath(native)
 		here, err := erofs.Mounted(target)

@@ -251,3 +251,29 @@ func TestMountWhileCollecting(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A layer that two registries have is read from the one that is there.
+func TestSecondRegistry(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	var failed atomic.Int64
+	w.Before = func(_ context.Context, ref blob.Ref, _ blob.Range) error {
+		if ref.Repository != repo {
+			failed.Add(1)
+			return blob.Errorf(blob.Unavailable, "%s is away", ref.Repository)
+		}
+		return nil
+	}
+	w.push(t, "v1", nil, twoLayers...)
+	l := open(t, w, t.TempDir(), nil)
+	pulled := pull(t, w, l, "v1")
+	for _, p := range pulled {
+		p.Repository = "away.test/blobs"
+		l.Adopt(p)
+	}
+	path := mountStack(t, l, pulled)
+	check(t, path, "big", 1<<20)
+	if failed.Load() == 0 {
+		t.Error("the registry it was pulled from last was not asked first")
+	}
+}

@@ -40,12 +40,15 @@ var libraryFolders = []string{
 	"/lib64", "/usr/lib64", "/usr/local/lib", "/lib", "/usr/lib",
 }
 
-// byName is what libraries open by name, which no header says: by the name of
-// the library, paths below its folder. A virtual machine for Java is one
+// byName is what programs open by name, which no header says: by the name of
+// the program, paths from its folder. A virtual machine for Java is one
 // library that is used all over, an archive of classes that is mapped whole,
 // and some small ones.
 var byName = map[string][]string{
-	"libjli.so": {"jvm.cfg", "server/libjvm.so", "server/classes.jsa", "libjava.so", "libjimage.so", "libjsvml.so", "modules"},
+	"java": {
+		"../lib/libjli.so", "../lib/jvm.cfg", "../lib/server/libjvm.so", "../lib/server/classes.jsa",
+		"../lib/libjava.so", "../lib/libjimage.so", "../lib/libjsvml.so", "../lib/modules",
+	},
 }
 
 const (
@@ -238,8 +241,15 @@ func (s *starter) note(err error) {
 func (s *starter) command(ctx context.Context, cmd command) {
 	defer s.later.Wait()
 	next := s.add(nil, s.program(cmd), nil)
-	for i := range next {
-		next[i].program = true
+	if len(next) > 0 {
+		main := next[0]
+		next[0].program = true
+		for _, name := range byName[path.Base(main.path)] {
+			next = s.add(next, path.Join(path.Dir(main.path), name), nil)
+		}
+		for i := range next[1:] {
+			next[1+i].whole = true
+		}
 	}
 	for generation := range maxGenerations {
 		if generation == 1 {
@@ -298,7 +308,7 @@ func (s *starter) add(list []program, name string, folders []string) []program {
 }
 
 // fetch fetches files, or of large ones the beginning, and of large programs
-// and libraries the end, where their dynamic section is. What is known to be
+// and libraries the end, where their data is. What is known to be
 // used all over is fetched whole after that, while the next generation is
 // looked for.
 func (s *starter) fetch(ctx context.Context, files []program) {
@@ -309,9 +319,12 @@ func (s *starter) fetch(ctx context.Context, files []program) {
 			parts.add(f.layer, off, end)
 			continue
 		}
-		parts.add(f.layer, off, off+1)
 		if f.program || strings.Contains(path.Base(f.path), ".so") {
-			parts.add(f.layer, end-1, end)
+			// The larger, the more symbols at the front and data at the end.
+			parts.add(f.layer, off, off+f.entry.Size/8)
+			parts.add(f.layer, end-f.entry.Size/16, end)
+		} else {
+			parts.add(f.layer, off, off+1)
 		}
 		if f.whole && f.entry.Size <= maxWholeBytes {
 			whole.add(f.layer, off, end)
@@ -376,12 +389,6 @@ func (s *starter) needs(ctx context.Context, list []program, f program, loaded s
 	for _, dir := range e.runPath {
 		dir = strings.NewReplacer("$ORIGIN", path.Dir(f.path), "${ORIGIN}", path.Dir(f.path)).Replace(dir)
 		folders = append(slices.Clone(folders), path.Clean(dir))
-	}
-	for _, name := range byName[path.Base(f.path)] {
-		before := len(list)
-		if list = s.add(list, path.Join(path.Dir(f.path), name), nil); len(list) > before {
-			list[before].whole = true
-		}
 	}
 	list = s.add(list, e.loader, nil)
 	for _, lib := range e.needed {

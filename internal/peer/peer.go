@@ -220,6 +220,7 @@ func (p *Peer) openImages() error {
 		BackgroundDelay: p.cfg.BackgroundDelay,
 		Pin:             p.store.Pin,
 		Forget:          p.forget,
+		NoRanges:        p.origin.NoRanges,
 		Pulled:          pulled,
 		HighWater:       p.cfg.HighWater / 2,
 		LowWater:        p.cfg.LowWater / 2,

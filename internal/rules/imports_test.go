@@ -59,6 +59,7 @@ var layers = map[string]layer{
 	"internal/rules":           {nil, "looks at text"},
 	"scripts/testsum":          {nil, "a tool of the build"},
 	"test/e2e":                 {nil, "drives the built binary as its users do"},
+	"test/containerd":          {nil, "drives the built binary as containerd and the kubelet do"},
 	"cmd/skimmer":              {everything, "stacks the parts"},
 }
 
