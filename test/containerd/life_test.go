@@ -292,19 +292,3 @@ func TestHolderKilled(t *testing.T) {
 		d.remove()
 	})
 }
-
-// TestOtherRegistry pulls an image from two registries and reads it when the
-// first is away: what one of them has must not depend on the other.
-func TestOtherRegistry(t *testing.T) {
-	eachVersion(t, func(t *testing.T, v version) {
-		n := newNode(t, v, options{peer: "lazy: {background: false, ioTimeout: 20s}"})
-		first, second := testkit.NewRegistry(t, testkit.Options{}), testkit.NewRegistry(t, testkit.Options{})
-		im := newImage(t, first, imageSpec{repo: "life/first", mid: "registries", top: "registries", big: 2})
-		again := im.copyTo(t, second, "life/second")
-		s := n.space(t)
-		s.pull(im)
-		c := s.run(s.pull(again))
-		away(first)
-		c.check(again, again.files()...)
-	})
-}
