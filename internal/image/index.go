@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -17,8 +19,9 @@ import (
 // contents, done once for all who want a part of it.
 type indexing struct {
 	// Constant.
-	key    string
-	parsed chan struct{} // closed when what follows is known
+	key      string
+	manifest digest.Digest
+	parsed   chan struct{} // closed when what follows is known
 
 	// Constant once parsed is closed.
 	err    error
@@ -34,6 +37,16 @@ type indexedLayer struct {
 	// Constant once done is closed.
 	err   error
 	layer Layer
+}
+
+// lists reports whether the manifest has been read and lists a layer.
+func (ix *indexing) lists(layer digest.Digest) bool {
+	select {
+	case <-ix.parsed:
+	default:
+		return false
+	}
+	return ix.err == nil && slices.ContainsFunc(ix.layers, func(il *indexedLayer) bool { return il.promise.Digest == layer })
 }
 
 const (
@@ -54,7 +67,7 @@ func (l *Library) indexing(ctx context.Context, repository string, d digest.Dige
 	if ix := l.indexings[key]; ix != nil {
 		return ix
 	}
-	ix := &indexing{key: key, parsed: make(chan struct{})}
+	ix := &indexing{key: key, manifest: d, parsed: make(chan struct{})}
 	if l.ctx.Err() != nil {
 		ix.err = blob.Errorf(blob.Unavailable, "the node is stopping")
 		close(ix.parsed)
@@ -132,6 +145,7 @@ func (l *Library) forgetIndexing(ix *indexing) {
 	if l.indexings[ix.key] == ix {
 		delete(l.indexings, ix.key)
 	}
+	maps.DeleteFunc(l.tags, func(_ string, tagged *indexing) bool { return tagged == ix })
 	for _, il := range ix.layers {
 		select {
 		case <-il.done:

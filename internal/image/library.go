@@ -109,6 +109,7 @@ type Library struct {
 	ticks     uint64                   // see tick
 	images    map[digest.Digest]*Image // prepared by name, now or by an earlier process
 	indexings map[string]*indexing     // by repository@digest, recent ones
+	tags      map[string]*indexing     // by name, of requests that named no manifest
 	tocs      map[string]*estargz.TOC  // by layerID, recent ones
 	stacks    map[string]*stack        // by stackID
 	layers    map[string]*lazyLayer    // by layerID, which is also the name on the device
@@ -147,6 +148,7 @@ func Open(cfg Config) (*Library, error) {
 		fillNow:   make(chan struct{}, 1),
 		images:    make(map[digest.Digest]*Image),
 		indexings: make(map[string]*indexing),
+		tags:      make(map[string]*indexing),
 		tocs:      make(map[string]*estargz.TOC),
 		stacks:    make(map[string]*stack),
 		layers:    make(map[string]*lazyLayer),

@@ -214,16 +214,11 @@ func (l *Library) prepareLayer(ctx context.Context, req LayerRequest) (Pulled, e
 	if l.noRanges(req.Name.Repository) {
 		return Pulled{}, errNoRanges
 	}
-	d := req.Name.Digest
-	read := req.Content
+	d, read := req.Name.Digest, req.Content
 	if d == "" {
 		var err error
-		var data []byte
-		if d, data, err = l.follow(ctx, req.Name); err != nil {
+		if d, read, err = l.manifestOf(ctx, req); err != nil {
 			return Pulled{}, err
-		}
-		if data != nil {
-			read = given(d, data, req.Content)
 		}
 	}
 	ix := l.indexing(ctx, req.Name.Repository, d, read)
@@ -254,6 +249,29 @@ func (l *Library) prepareLayer(ctx context.Context, req LayerRequest) (Pulled, e
 		return Pulled{}, blob.Errorf(blob.Busy, "it is being removed")
 	}
 	return p, nil
+}
+
+// manifestOf returns the digest of the manifest a tag stands for, and where to
+// read it. What a tag stood for a moment ago is good enough if that lists the
+// layer: clients that do not say which manifest they mean ask for its layers
+// one after the other.
+func (l *Library) manifestOf(ctx context.Context, req LayerRequest) (digest.Digest, Content, error) {
+	l.mu.Lock()
+	ix := l.tags[req.Name.String()]
+	l.mu.Unlock()
+	if ix != nil && ix.lists(req.Layer) {
+		return ix.manifest, req.Content, nil
+	}
+	d, data, err := l.follow(ctx, req.Name)
+	if err != nil {
+		return "", nil, err
+	}
+	content := given(d, data, req.Content)
+	ix = l.indexing(ctx, req.Name.Repository, d, content)
+	l.mu.Lock()
+	l.tags[req.Name.String()] = ix
+	l.mu.Unlock()
+	return d, content, nil
 }
 
 // comingFor is how long an indexed layer waits for somebody to adopt it.

@@ -202,6 +202,7 @@ func (l *Library) collectLayers(since uint64, kept []Pulled) []*lazyLayer {
 		gone = append(gone, ll)
 	}
 	if len(gone) > 0 {
+		clear(l.tags)
 		clear(l.indexings) // what they say about layers may not be true any more
 	}
 	return gone

@@ -27,6 +27,7 @@ type cursor struct {
 	edge   int   // the first stream not yet fetched for it
 	file   int   // the last file it read, by number in the index
 	order  int   // files up to that one, read one after the other
+	read   int64 // bytes of flat data it read
 	used   uint64
 }
 
@@ -158,6 +159,7 @@ func (l *Layer) runAhead(c *contents, off, end int64) {
 // it begins is prefetching: it is fetched as such. l.mu is held.
 func (l *Layer) ahead(c *contents, off, end int64) {
 	cur := l.cursors.moved(c, off, end, l.cfg.MaxReadahead)
+	cur.read += end - off
 	if cur.window == 0 || c.missing.Load() == 0 || !l.outage.since.IsZero() {
 		return // While a source fails, only what is needed is asked of it.
 	}
@@ -166,12 +168,17 @@ func (l *Layer) ahead(c *contents, off, end int64) {
 	for cur.edge < len(streams) && streams[cur.edge].Off < here {
 		cur.edge++
 	}
-	limit := c.limit(cur)
-	if cur.edge == len(streams) || streams[cur.edge].Off >= limit || streams[cur.edge].Off-here >= (cur.window+1)/2 {
+	limit, window := c.limit(cur), cur.window
+	if cur.order >= filesInOrder {
+		// Who reads many files may leave some out: as much is fetched ahead as
+		// has been read, taking compression for what it usually is.
+		window = min(window, max(firstWindow, cur.read/4))
+	}
+	if cur.edge == len(streams) || streams[cur.edge].Off >= limit || streams[cur.edge].Off-here >= (window+1)/2 {
 		return
 	}
 	began := false
-	for target := min(here+cur.window, limit); cur.edge < len(streams) && streams[cur.edge].Off < target; {
+	for target := min(here+window, limit); cur.edge < len(streams) && streams[cur.edge].Off < target; {
 		if !l.idle(c, cur.edge) {
 			cur.edge++
 			continue

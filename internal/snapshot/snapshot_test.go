@@ -148,11 +148,15 @@ func TestNewSnapshotterIsEmpty(t *testing.T) {
 }
 
 func TestManifestIsReadOnce(t *testing.T) {
-	w := newWorld(t, twoLayers...)
-	n := startNode(t, t.TempDir(), w, w)
-	w.pull(t, n, twoLayers, w.criLabels)
-	if asked := w.asked.Load(); asked != 1 {
-		t.Errorf("the registry was asked for %d manifests, want 1", asked)
+	for name, labels := range map[string]func(*world, int) map[string]string{
+		"containerd's labels": (*world).criLabels, "ctr-remote's labels": (*world).stargzLabels,
+	} {
+		w := newWorld(t, twoLayers...)
+		n := startNode(t, t.TempDir(), w, w)
+		w.pull(t, n, twoLayers, func(i int) map[string]string { return labels(w, i) })
+		if asked := w.asked.Load(); asked != 1 {
+			t.Errorf("%s: the registry was asked for %d manifests, want 1", name, asked)
+		}
 	}
 }
 
