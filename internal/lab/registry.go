@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -175,19 +176,27 @@ func (r *Registry) run(ctx context.Context) (socket string, err error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	out, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
-	if err := cmd.Start(); err != nil {
-		close(r.exited)
-		return "", errors.Join(err, os.RemoveAll(run))
-	}
-	r.cmd = cmd
 	watch := newLogWatch("listening on")
 	r.wg.Go(func() { watch.read(out, r.log) })
+	started := make(chan error, 1)
 	r.wg.Go(func() {
-		r.exitErr = cmd.Wait()
+		// The signal is sent when the thread that started it ends (prctl(2)), as
+		// those of Run do, so the thread is kept until then.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			r.exitErr = cmd.Wait()
+		}
 		_ = w.Close()
 		_ = os.RemoveAll(run)
 		close(r.exited)
 	})
+	if err := <-started; err != nil {
+		return "", err
+	}
+	r.cmd = cmd
 	limit := time.NewTimer(startLimit)
 	defer limit.Stop()
 	select {

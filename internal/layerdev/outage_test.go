@@ -88,6 +88,7 @@ func TestReadersWaitOutAnOutage(t *testing.T) {
 		if st.Outages != 1 || st.Retries < 20 || st.Timeouts != 0 {
 			t.Errorf("stats = %+v, want one outage", st)
 		}
+		synctest.Wait()
 		if w.count("readers wait") != 1 || w.count("fetched again") != 1 || w.count("level=ERROR") != 0 {
 			t.Errorf("log: %s", w.log.String())
 		}
@@ -116,6 +117,7 @@ func TestSuccessWakesAll(t *testing.T) {
 		if d := time.Since(start); d != 0 {
 			t.Errorf("readers waited %v after another fetch succeeded, want none", d)
 		}
+		synctest.Wait()
 		if w.count("fetched again") != 1 {
 			t.Errorf("log: %s", w.log.String())
 		}
@@ -154,11 +156,13 @@ func TestOneBadPart(t *testing.T) {
 			}
 		}
 		wg.Wait()
+		synctest.Wait()
 		if w.count("readers wait") != 1 || w.count("level=ERROR") != 2 || w.count("fetched again") != 0 {
 			t.Errorf("log: %s", w.log.String())
 		}
 		w.set(nil)
 		checkRead(t, w.l, tl, 7<<18, 10)
+		synctest.Wait() // it is logged after readers were woken
 		if w.count("fetched again") != 1 {
 			t.Errorf("log: %s", w.log.String())
 		}
