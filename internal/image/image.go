@@ -95,7 +95,7 @@ func (im *Image) ref(l Layer) blob.Ref {
 }
 
 // recordVersion is raised whenever what is derived from an image changes
-// shape; records of other versions are ignored and made again.
+// shape; records of other versions are dropped and made again.
 const recordVersion = 2
 
 // record is an Image as it is kept on disk.

@@ -309,8 +309,9 @@ func (l *Library) recordPath(d digest.Digest) string {
 // MetadataPath returns the path of an image's EROFS metadata.
 func (l *Library) MetadataPath(im *Image) string { return l.path("metadata", im.Metadata) }
 
-// loadImages reads the records of earlier processes. A damaged one is dropped
-// with a warning: everything in it can be derived again.
+// loadImages reads the records of earlier processes. One that is damaged, or of
+// another version, is dropped with a warning: everything in it can be derived
+// again.
 func (l *Library) loadImages() error {
 	paths, err := filepath.Glob(l.path("images", "*", "*.json"))
 	if err != nil {
@@ -320,13 +321,13 @@ func (l *Library) loadImages() error {
 		var r record
 		err := readJSON(p, &r)
 		if err == nil && r.Version != recordVersion {
-			continue
+			err = blob.Errorf(blob.Invalid, "it is of version %d, want %d", r.Version, recordVersion)
 		}
 		if err == nil {
 			_, err = os.Stat(l.MetadataPath(&r.Image))
 		}
 		if err != nil {
-			l.log.Warn("dropping a damaged image record", "path", p, "error", err)
+			l.log.Warn("dropping an image record that cannot be used", "path", p, "error", err)
 			if err := os.Remove(p); err != nil {
 				l.log.Warn("cannot drop it", "path", p, "error", err)
 			}

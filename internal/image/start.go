@@ -320,9 +320,9 @@ func (s *starter) fetch(ctx context.Context, files []program) {
 			continue
 		}
 		if f.program || strings.Contains(path.Base(f.path), ".so") {
-			// The larger, the more symbols at the front and data at the end.
+			// The larger, the more symbols there are at the front.
 			parts.add(f.layer, off, off+f.entry.Size/8)
-			parts.add(f.layer, end-f.entry.Size/16, end)
+			parts.add(f.layer, end-1, end)
 		} else {
 			parts.add(f.layer, off, off+1)
 		}

@@ -28,6 +28,7 @@ var layers = map[string]layer{
 	"internal/telemetry":       {nil, "loggers and registries are handed to the data path, never fetched by it"},
 	"internal/origin":          {[]string{"internal/blob"}, "a Source of its own: what is above it must not matter"},
 	"internal/store":           {[]string{"internal/blob"}, "a Source over any Source"},
+	"internal/transfer":        {[]string{"internal/blob"}, "moves ranges between peers; what is served, and from whom to ask, is handed in"},
 	"internal/estargz":         {[]string{"internal/blob"}, "reads layers from any Source"},
 	"internal/erofs":           {[]string{"internal/blob", "internal/estargz"}, "metadata from TOCs; moves no bytes"},
 	"internal/layerdev/fuse":   {nil, "the kernel's protocol, and nothing about what is served"},

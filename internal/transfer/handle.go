@@ -14,6 +14,9 @@ import (
 // handle answers one request.
 func (s *Server) handle(w http.ResponseWriter, req *http.Request) {
 	s.count.requests.Add(1)
+	rc := http.NewResponseController(w)
+	// Of the last request on this connection there may be one that is over.
+	_ = rc.SetWriteDeadline(time.Now().Add(s.cfg.SendTimeout))
 	if !s.gate.TryRLock() {
 		s.busy(w, http.StatusServiceUnavailable, busyClosing, nil)
 		return
@@ -27,9 +30,11 @@ func (s *Server) handle(w http.ResponseWriter, req *http.Request) {
 	switch {
 	case req.ContentLength != 0:
 		// Reading it away must not take longer than reading a header.
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.cfg.HeaderTimeout))
+		_ = rc.SetReadDeadline(time.Now().Add(s.cfg.HeaderTimeout))
 		w.Header().Set("Connection", "close")
 		s.refuse(w, http.StatusBadRequest, "a request has no body")
+	case !req.ProtoAtLeast(1, 1):
+		s.refuse(w, http.StatusBadRequest, "HTTP/1.1 is required") // for trailers
 	case !known || req.URL.RawPath != "" || req.URL.RawQuery != "":
 		s.refuse(w, http.StatusNotFound, "no such path")
 	case req.Method != http.MethodGet && req.Method != http.MethodHead:

@@ -34,7 +34,11 @@ func (l *Limiter) SetRate(rate int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refill()
+	fresh := l.rate == 0
 	l.rate = max(rate, 0)
+	if fresh {
+		l.level = l.burst()
+	}
 	l.level = min(l.level, l.burst())
 }
 
@@ -45,7 +49,7 @@ func (l *Limiter) burst() float64 { return float64(l.rate) / 10 }
 // refill adds what became free since the last time. Caller holds mu.
 func (l *Limiter) refill() {
 	now := l.now()
-	l.level = min(l.burst(), l.level+float64(l.rate)*now.Sub(l.last).Seconds())
+	l.level = min(l.burst(), l.level+float64(l.rate)*max(0, now.Sub(l.last).Seconds()))
 	l.last = now
 }
 

@@ -25,8 +25,8 @@ import (
 type Lender interface {
 	// Lend returns, if all of r (not empty) is on disk and was checked since
 	// the blob was opened, the file with the blob's byte i at offset i. The blob
-	// is cut into pieces of pieceSize bytes; crcs are the CRC32C of those that r
-	// touches, in order.
+	// is cut into pieces of pieceSize bytes; crcs, which the caller may change,
+	// are the CRC32C of those that r touches, in order.
 	//
 	// The file stays open as long as the blob is, and belongs to it: its own
 	// offset is not used. Safe for concurrent use.
@@ -64,8 +64,8 @@ type ServerConfig struct {
 	Rate    *Limiter
 	MaxWait time.Duration
 	// Others, where set, returns addresses of other peers that may have r of d,
-	// best first, for answers that say busy. It must be quick, and safe for
-	// concurrent use.
+	// best first, for answers that say busy; r is empty where no range was looked
+	// at. It must be quick, and safe for concurrent use.
 	Others func(d digest.Digest, r blob.Range) []string
 	// TLS, where set, is required of every client.
 	TLS *TLS

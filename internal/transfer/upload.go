@@ -37,12 +37,12 @@ func (u *upload) send() error {
 	if !ok {
 		return u.relay()
 	}
-	seg := segments{u.r, pieceSize}
-	if u.r.Len > smallUpload && (seg.count() > maxSums || int64(len(crcs)) != seg.count()) {
-		return u.relay()
-	}
 	if u.r.Len <= smallUpload {
 		return u.small(f)
+	}
+	seg := segments{u.r, pieceSize}
+	if seg.count() > maxSums || int64(len(crcs)) != seg.count() {
+		return u.relay()
 	}
 	if err := u.cutSums(f, seg, crcs); err != nil {
 		return err
@@ -75,6 +75,11 @@ func (u *upload) pace(n int64) error {
 	if err := u.s.cfg.Rate.wait(u.ctx, n); err != nil {
 		return err
 	}
+	return u.extend()
+}
+
+// extend gives the client its time to take what is written next.
+func (u *upload) extend() error {
 	return u.rc.SetWriteDeadline(time.Now().Add(u.s.cfg.SendTimeout))
 }
 
@@ -213,17 +218,32 @@ func (u *upload) copy(f *os.File) error {
 	return nil
 }
 
-// relay sends the range as the source delivers it. The first bytes are waited
-// for before anything is answered, so that what is not there is a 404.
+// relay sends the range as the source delivers it.
 func (u *upload) relay() error {
 	rc, err := u.v.ReadRange(u.ctx, u.r)
 	if err != nil {
 		return err
 	}
 	defer rc.Close()
+	sum, err := u.relayFrom(rc)
+	_ = u.extend() // for the trailer; where this fails, so does writing it
+	h := u.w.Header()
+	switch {
+	case err == nil:
+		h.Set(headerCRC, formatSums(0, []uint32{sum}))
+	case u.begun:
+		h.Set(headerStatus, strconv.Itoa(statusOf[blob.KindOf(err)]))
+		h.Set(headerError, reasonOf(err))
+	}
+	return err
+}
+
+// relayFrom passes on what rc delivers, and returns its CRC32C. The first
+// bytes are waited for before anything is answered, so that what is not there
+// is a 404.
+func (u *upload) relayFrom(rc io.Reader) (sum uint32, err error) {
 	buf := getBuffer()
 	defer putBuffer(buf)
-	var sum uint32
 	for left := u.r.Len; left > 0; {
 		n, err := rc.Read(buf[:min(left, bufferSize)])
 		if n > 0 {
@@ -232,24 +252,19 @@ func (u *upload) relay() error {
 			}
 			sum = checksum(sum, buf[:n])
 			if err := u.passOn(buf[:n]); err != nil {
-				return err
+				return 0, err
 			}
 			left -= int64(n)
 		}
-		if left == 0 || err == nil {
-			continue
+		switch {
+		case left == 0 || err == nil:
+		case err == io.EOF:
+			return 0, blob.Errorf(blob.Corrupt, "send bytes %v: their source ended early: %w", u.r, io.ErrUnexpectedEOF)
+		default:
+			return 0, err
 		}
-		if err == io.EOF {
-			err = blob.Errorf(blob.Corrupt, "send bytes %v: their source ended early: %w", u.r, io.ErrUnexpectedEOF)
-		}
-		if u.begun {
-			u.w.Header().Set(headerStatus, strconv.Itoa(statusOf[blob.KindOf(err)]))
-			u.w.Header().Set(headerError, reasonOf(err))
-		}
-		return err
 	}
-	u.w.Header().Set(headerCRC, formatSums(0, []uint32{sum}))
-	return nil
+	return sum, nil
 }
 
 // passOn writes bytes that were relayed, and sees that they leave at once:

@@ -189,8 +189,8 @@ func parseSums(value string, r blob.Range) (s segments, sums []uint32, ok bool) 
 	return s, sums, true
 }
 
-// statusOf is the table between kinds and HTTP statuses. It is one to one, so
-// that a kind arrives as it was sent.
+// statusOf is the table between kinds and HTTP statuses. It is one to one;
+// kindOf says what of it arrives.
 var statusOf = map[blob.Kind]int{
 	blob.Internal:     http.StatusInternalServerError,
 	blob.Invalid:      http.StatusBadRequest,
@@ -206,14 +206,18 @@ var statusOf = map[blob.Kind]int{
 }
 
 // kindOf is the table's other direction, with the statuses that only a
-// server library or something between the peers sends.
+// server library or something between the peers sends. That the peer's disk is
+// full, or that it cancelled, must not look as if it had happened here: that is
+// Unavailable.
 func kindOf(status int) blob.Kind {
 	for kind, s := range statusOf {
-		if s == status {
+		if s == status && kind != blob.Full && kind != blob.Canceled {
 			return kind
 		}
 	}
 	switch {
+	case status == statusOf[blob.Canceled]:
+		return blob.Unavailable
 	case status == http.StatusTooManyRequests:
 		return blob.Busy
 	case status == http.StatusRequestTimeout:
