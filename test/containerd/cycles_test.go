@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,16 +15,12 @@ import (
 	"skimmer/internal/testkit"
 )
 
-// TestCycles pulls, runs and removes over and over (SKIMMER_CYCLES times,
-// usually 50), and expects that nothing of the peer grows.
+// cycles is how often TestCycles pulls, runs and removes.
+const cycles = 200
+
+// TestCycles pulls, runs and removes over and over, and expects that nothing
+// of the peer grows.
 func TestCycles(t *testing.T) {
-	cycles := 50
-	if s := os.Getenv("SKIMMER_CYCLES"); s != "" {
-		var err error
-		if cycles, err = strconv.Atoi(s); err != nil {
-			t.Fatalf("SKIMMER_CYCLES: %v", err)
-		}
-	}
 	eachVersion(t, func(t *testing.T, v version) {
 		n := newNode(t, v, options{plugin: "skimmer"})
 		r := testkit.NewRegistry(t, testkit.Options{})
