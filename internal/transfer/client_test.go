@@ -44,12 +44,21 @@ func rawPeer(t *testing.T, answer string, hang bool) string {
 	return l.Addr().String()
 }
 
-// partial puts an answer together; all quirks ask for bytes 0-9 of 100.
+// partial puts an answer together.
 func partial(headers, body string) string {
 	return "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/100\r\n" + headers + "\r\n" + body
 }
 
-func TestQuirks(t *testing.T) {
+// quirk is how a peer answers a request for bytes 0-9 of 100.
+type quirk struct {
+	answer string
+	hang   bool  // goes on for ever after it
+	want   error // nil for none
+	bytes  string
+}
+
+// quirks are what peers do.
+func quirks() map[string]quirk {
 	const body = "0123456789"
 	sums := headerCRC + ": " + formatSums(0, []uint32{checksum(0, []byte(body))}) + "\r\n"
 	halves := headerCRC + ": " + formatSums(5, []uint32{checksum(0, []byte("01234")), checksum(0, []byte("56789"))}) + "\r\n"
@@ -57,12 +66,7 @@ func TestQuirks(t *testing.T) {
 	chunked := "Transfer-Encoding: chunked\r\nTrailer: " + headerCRC + "\r\n"
 	chunk := func(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }
 
-	for name, q := range map[string]struct {
-		answer string
-		hang   bool
-		want   error // nil for none
-		bytes  string
-	}{
+	return map[string]quirk{
 		"is fine":                       {partial(length+sums, body), false, nil, body},
 		"has two sums":                  {partial(length+halves, body), false, nil, body},
 		"relays":                        {partial(chunked, chunk("01234")+chunk("56789")+"0\r\n"+sums+"\r\n"), false, nil, body},
@@ -99,7 +103,11 @@ func TestQuirks(t *testing.T) {
 		"fails and stalls":              {"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\n", true, blob.Internal, ""},
 		"does not speak HTTP":           {"220 mail.example ESMTP\r\n", false, blob.Unavailable, ""},
 		"talks too much":                {"HTTP/1.1 206 Partial Content\r\nX: " + strings.Repeat("y", 100_000) + "\r\n\r\n", false, blob.Unavailable, ""},
-	} {
+	}
+}
+
+func TestQuirks(t *testing.T) {
+	for name, q := range quirks() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			addr := rawPeer(t, q.answer, q.hang)

@@ -81,12 +81,15 @@ func (s *Server) fail(w http.ResponseWriter, d digest.Digest, err error) {
 	http.Error(w, reasonOf(err), statusOf[blob.KindOf(err)])
 }
 
-// failed counts a request that ends with err.
+// failed counts a request that ends with err, unless it was the client who
+// ended it.
 func (s *Server) failed(d digest.Digest, err error) {
+	kind := blob.KindOf(err)
+	if kind == blob.Canceled {
+		return
+	}
 	s.count.failed.Add(1)
-	switch blob.KindOf(err) {
-	case blob.NotFound, blob.Canceled:
-	default:
+	if kind != blob.NotFound {
 		s.log.Debug("upload failed", "digest", d, "error", err)
 	}
 }

@@ -109,7 +109,7 @@ func setDefault[T comparable](v *T, def T) {
 type ServerStats struct {
 	// Requests are all that came, Busy those told that the peer is busy,
 	// Refused those that no peer of ours makes (and connections beyond the
-	// limits), Failed those that failed otherwise.
+	// limits), Failed those that failed otherwise, unless the client went away.
 	Requests, Busy, Refused, Failed int64
 	// Bytes were sent as bodies; SentFile of them without passing through
 	// memory, Relayed not from a file but as they came.
