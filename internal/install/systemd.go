@@ -38,8 +38,7 @@ const unit = unitWritten + ` Put changes into
 # skimmer.service.d/*.conf (systemctl edit skimmer), where they are kept.
 [Unit]
 Description=Skimmer: lazy and peer-to-peer container images
-After=network-online.target local-fs.target
-Wants=network-online.target
+After=local-fs.target network.target
 # Containers that containerd starts again at boot need their images mounted.
 Before=containerd.service
 
