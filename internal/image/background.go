@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"slices"
 	"time"
 )
 
@@ -10,7 +9,7 @@ import (
 // give up when nobody tells it to.
 const tendEvery = 20 * time.Second
 
-// kickFill makes tend look for something to complete.
+// kickFill makes fill look for something to complete.
 func (l *Library) kickFill() {
 	select {
 	case l.fillNow <- struct{}{}:
@@ -18,10 +17,25 @@ func (l *Library) kickFill() {
 	}
 }
 
-// tend completes the layers of pulled images, one after the other, whenever
-// readers have settled, and keeps within the water marks and the layer device
-// held. Close ends it.
+// tend keeps the layer device held, and the data of layers within the water
+// marks. Close ends it.
 func (l *Library) tend() {
+	again := time.NewTicker(tendEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-again.C:
+		}
+		l.keepHeld()
+		l.makeSpace()
+	}
+}
+
+// fill completes the layers of pulled images, one after the other, whenever
+// readers have settled. Close ends it.
+func (l *Library) fill() {
 	again := time.NewTicker(tendEvery)
 	defer again.Stop()
 	for {
@@ -31,7 +45,6 @@ func (l *Library) tend() {
 		case <-l.fillNow:
 		case <-again.C:
 		}
-		l.keepHeld()
 		if l.cfg.Background {
 			l.fillAll()
 		}
@@ -58,7 +71,7 @@ func (l *Library) fillAll() {
 		}
 		if err := l.fillLayer(ll); err != nil {
 			failed[ll.id] = true
-			if l.ctx.Err() == nil {
+			if l.ctx.Err() == nil && l.layer(ll.id) == ll { // else it was removed meanwhile
 				l.log.Warn("background fetch failed; what is missing is fetched when it is read, and in the background later",
 					"image", ll.image, "layer", ll.sources()[0].Digest, "error", err)
 			}
@@ -133,17 +146,6 @@ func (l *Library) missing() map[string]bool {
 		}
 	}
 	return repositories
-}
-
-// Missing returns the repositories from which pulled layers still need
-// something, sorted.
-func (l *Library) Missing() []string {
-	var names []string
-	for name := range l.missing() {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 // settle waits until no reader has had to wait for the background delay.

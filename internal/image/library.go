@@ -92,6 +92,10 @@ type Library struct {
 	// Atomics.
 	lastMiss atomic.Int64 // when a reader had to wait, or something was mounted, Unix nanoseconds
 
+	// making is held while space is made, by one at a time. Order: making,
+	// collecting.
+	making sync.Mutex
+
 	// collecting is held while collecting, by one at a time; it guards what the
 	// last Collect found: when it began, in ticks, and the stacks in use, nil
 	// before the first.
@@ -173,6 +177,7 @@ func Open(cfg Config) (*Library, error) {
 	l.restoreMounts(takenOver)
 	l.sweepFolders()
 	l.work.Go(l.tend)
+	l.work.Go(l.fill)
 	l.kickFill()
 	return l, nil
 }

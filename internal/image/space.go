@@ -66,8 +66,9 @@ type Kept struct {
 
 // Collect frees what was pulled and is not kept any more: layers that nobody
 // keeps, with what is fetched of them, their metadata and their blobs, and
-// mounts that have been in nobody's use for an hour, or are of such layers. kept is asked once; what is prepared,
-// mounted or adopted meanwhile stays whatever it says.
+// mounts that have been in nobody's use for an hour, or are of such layers.
+// kept is asked once; what is prepared, mounted or adopted meanwhile stays
+// whatever it says.
 func (l *Library) Collect(kept func() (Kept, error)) error {
 	l.collecting.Lock()
 	defer l.collecting.Unlock()
@@ -330,6 +331,8 @@ func (l *Library) makeSpace() {
 	if l.cfg.HighWater == 0 {
 		return
 	}
+	l.making.Lock()
+	defer l.making.Unlock()
 	type candidate struct {
 		ll   *lazyLayer
 		size int64
