@@ -41,13 +41,15 @@ var libraryFolders = []string{
 }
 
 // byName is what programs open by name, which no header says: by the name of
-// the program, paths from its folder. A virtual machine for Java is one
-// library that is used all over, an archive of classes that is mapped whole,
-// and some small ones.
+// the program, paths from its folder, and names of the system's libraries that
+// come with them. A virtual machine for Java is one library that is used all
+// over, an archive of classes that is mapped whole, and some small ones.
 var byName = map[string][]string{
 	"java": {
 		"../lib/libjli.so", "../lib/jvm.cfg", "../lib/server/libjvm.so", "../lib/server/classes.jsa",
 		"../lib/libjava.so", "../lib/libjimage.so", "../lib/libjsvml.so", "../lib/modules",
+		"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libz.so.1",
+		"libgcc_s.so.1", "libstdc++.so.6",
 	},
 }
 
@@ -244,18 +246,24 @@ func (s *starter) command(ctx context.Context, cmd command) {
 	if len(next) > 0 {
 		main := next[0]
 		next[0].program = true
-		for _, name := range byName[path.Base(main.path)] {
-			next = s.add(next, path.Join(path.Dir(main.path), name), nil)
+		names := byName[path.Base(main.path)]
+		for _, name := range names {
+			if strings.Contains(name, "/") {
+				next = s.add(next, path.Join(path.Dir(main.path), name), nil)
+			} else {
+				next = s.addLibrary(next, name, nil)
+			}
 		}
 		for i := range next[1:] {
 			next[1+i].whole = true
 		}
+		if len(names) > 0 {
+			next = s.addSurroundings(next, cmd)
+		}
 	}
 	for generation := range maxGenerations {
 		if generation == 1 {
-			for _, name := range slices.Concat(always, localeFiles(cmd.locale)) {
-				next = s.add(next, name, nil)
-			}
+			next = s.addSurroundings(next, cmd)
 		}
 		if len(next) == 0 || ctx.Err() != nil {
 			return
@@ -392,12 +400,25 @@ func (s *starter) needs(ctx context.Context, list []program, f program, loaded s
 	}
 	list = s.add(list, e.loader, nil)
 	for _, lib := range e.needed {
-		for _, dir := range slices.Concat(folders, libraryFolders) {
-			if _, _, ok := s.names.file(path.Join(dir, lib)); ok {
-				list = s.add(list, path.Join(dir, lib), folders)
-				break
-			}
+		list = s.addLibrary(list, lib, folders)
+	}
+	return list
+}
+
+// addLibrary adds the library that the loader would find under that name.
+func (s *starter) addLibrary(list []program, name string, folders []string) []program {
+	for _, dir := range slices.Concat(folders, libraryFolders) {
+		if _, _, ok := s.names.file(path.Join(dir, name)); ok {
+			return s.add(list, path.Join(dir, name), folders)
 		}
+	}
+	return list
+}
+
+// addSurroundings adds what is read whatever the program is.
+func (s *starter) addSurroundings(list []program, cmd command) []program {
+	for _, name := range slices.Concat(always, localeFiles(cmd.locale)) {
+		list = s.add(list, name, nil)
 	}
 	return list
 }

@@ -14,7 +14,7 @@ import (
 // a look-up, and the record of the snapshot on disk.
 func BenchmarkLaterPrepare(b *testing.B) {
 	w := newWorld(b, twoLayers...)
-	n := startNode(b, b.TempDir(), w, w)
+	n := startNode(b, b.TempDir(), w)
 	top, _ := w.pull(b, n, twoLayers, w.criLabels)
 	var took []time.Duration
 	for b.Loop() {

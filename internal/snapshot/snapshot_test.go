@@ -3,11 +3,13 @@ package snapshot_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -15,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"skimmer/internal/snapshot"
+	"skimmer/internal/testkit"
 )
 
 // pull does what containerd's unpacker does: it prepares the layers one after
@@ -104,7 +107,7 @@ func TestLazyImage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers...)
-			n := startNode(t, t.TempDir(), w, w)
+			n := startNode(t, t.TempDir(), w)
 			top, unpacked := w.pull(t, n, twoLayers, func(i int) map[string]string { return labels(w, i) })
 			if unpacked != 0 {
 				t.Errorf("%d layers were unpacked", unpacked)
@@ -137,7 +140,7 @@ func lowerDirs(mounts []mount.Mount) []string {
 
 func TestNewSnapshotterIsEmpty(t *testing.T) {
 	w := newWorld(t)
-	n := startNode(t, t.TempDir(), w, w)
+	n := startNode(t, t.TempDir(), w)
 	err := n.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
 		t.Errorf("there is a snapshot: %v", info)
 		return nil
@@ -152,7 +155,7 @@ func TestManifestIsReadOnce(t *testing.T) {
 		"containerd's labels": (*world).criLabels, "ctr-remote's labels": (*world).stargzLabels,
 	} {
 		w := newWorld(t, twoLayers...)
-		n := startNode(t, t.TempDir(), w, w)
+		n := startNode(t, t.TempDir(), w)
 		w.pull(t, n, twoLayers, func(i int) map[string]string { return labels(w, i) })
 		if asked := w.asked.Load(); asked != 1 {
 			t.Errorf("%s: the registry was asked for %d manifests, want 1", name, asked)
@@ -169,7 +172,7 @@ func TestMixedImage(t *testing.T) {
 		{files: map[string]string{"d": "upper d", ".wh.c": "", ".wh.a": ""}},
 	}
 	w := newWorld(t, layers...)
-	n := startNode(t, t.TempDir(), w, w)
+	n := startNode(t, t.TempDir(), w)
 	top, unpacked := w.pull(t, n, layers, w.criLabels)
 	if unpacked != 1 {
 		t.Errorf("%d layers were unpacked, want the one that is not eStargz", unpacked)
@@ -184,7 +187,7 @@ func TestMixedImage(t *testing.T) {
 func TestRestartWithoutRegistry(t *testing.T) {
 	w := newWorld(t, twoLayers...)
 	root := t.TempDir()
-	n := startNode(t, root, w, w)
+	n := startNode(t, root, w)
 	top, _ := w.pull(t, n, twoLayers, w.criLabels)
 	mounts, err := n.Prepare(t.Context(), "container", top)
 	if err != nil {
@@ -194,7 +197,7 @@ func TestRestartWithoutRegistry(t *testing.T) {
 	n.stop(t)
 	w.away.Store(true)
 
-	n = startNode(t, root, w, w)
+	n = startNode(t, root, w)
 	if mounts, err = n.Mounts(t.Context(), "container"); err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +210,7 @@ func TestRestartWithoutRegistry(t *testing.T) {
 
 func TestCleanupFreesEverything(t *testing.T) {
 	w := newWorld(t, twoLayers...)
-	n := startNode(t, t.TempDir(), w, w)
+	n := startNode(t, t.TempDir(), w)
 	top, _ := w.pull(t, n, twoLayers, w.criLabels)
 	if _, err := n.Prepare(t.Context(), "container", top); err != nil {
 		t.Fatal(err)
@@ -242,7 +245,7 @@ func TestCleanupFreesEverything(t *testing.T) {
 
 func TestUpdateKeepsLazySnapshotsLazy(t *testing.T) {
 	w := newWorld(t, twoLayers...)
-	n := startNode(t, t.TempDir(), w, w)
+	n := startNode(t, t.TempDir(), w)
 	top, _ := w.pull(t, n, twoLayers, w.criLabels)
 	updated, err := n.Update(t.Context(), snapshots.Info{Name: top, Labels: map[string]string{"mine": "1"}}, "labels")
 	if err != nil {
@@ -256,4 +259,27 @@ func TestUpdateKeepsLazySnapshotsLazy(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, mounts, merged)
+}
+
+// While containerd still unpacks, what the image's command reads first is
+// fetched, and nothing else.
+func TestCommandIsFetchedAhead(t *testing.T) {
+	layers := []layer{
+		{files: map[string]string{"usr/bin/interpreter": strings.Repeat("interpreter", 5000), "other": strings.Repeat("other", 9000)}},
+		{files: map[string]string{"usr/bin/tool": "#!/usr/bin/interpreter -x\n"}},
+	}
+	w := newWorld(t, layers...)
+	n := startNode(t, t.TempDir(), w)
+	w.pull(t, n, layers, w.criLabels)
+	want := map[string]int64{"interpreter": 55000, "tool": 26}
+	testkit.Eventually(t, time.Minute, "what the command reads is fetched", func() error {
+		var present int64
+		for _, s := range n.library.PulledStates() {
+			present += s.Present
+		}
+		if all := want["interpreter"] + want["tool"]; present != all {
+			return fmt.Errorf("%d bytes are here, want %d", present, all)
+		}
+		return nil
+	})
 }

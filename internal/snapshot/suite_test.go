@@ -19,7 +19,7 @@ import (
 func TestConformance(t *testing.T) {
 	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		w := newWorld(t)
-		s := startNode(t, root, w, w)
+		s := startNode(t, root, w)
 		return s, s.Close, nil
 	})
 }
@@ -28,7 +28,7 @@ func TestConformance(t *testing.T) {
 func TestConformanceOverSocket(t *testing.T) {
 	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		w := newWorld(t)
-		s := startNode(t, root, w, w)
+		s := startNode(t, root, w)
 		ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 		if err != nil {
 			return nil, nil, err

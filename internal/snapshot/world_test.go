@@ -32,6 +32,7 @@ import (
 type world struct {
 	blobtest.Memory
 	manifest []byte
+	config   []byte
 	layers   []ocispec.Descriptor
 	away     atomic.Bool
 	asked    atomic.Int64 // manifests asked for
@@ -82,8 +83,12 @@ func newWorld(t testing.TB, layers ...layer) *world {
 		})
 	}
 	var err error
+	if w.config, err = json.Marshal(ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"tool"}}}); err != nil {
+		t.Fatal(err)
+	}
 	w.manifest, err = json.Marshal(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: w.layers,
+		Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(w.config), Size: int64(len(w.config))},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -99,6 +104,14 @@ func (w *world) check() error {
 }
 
 func (w *world) digest() digest.Digest { return digest.FromBytes(w.manifest) }
+
+// content is what containerd has of the image already: its configuration.
+func (w *world) content(_ context.Context, d digest.Digest) ([]byte, error) {
+	if d != digest.FromBytes(w.config) {
+		return nil, blob.Errorf(blob.NotFound, "containerd does not have %v", d)
+	}
+	return w.config, nil
+}
 
 // Manifest implements image.Resolver.
 func (w *world) Manifest(_ context.Context, repo, reference string) ([]byte, string, digest.Digest, error) {
@@ -127,7 +140,7 @@ type node struct {
 	root    string
 }
 
-func startNode(t testing.TB, root string, source blob.Source, resolver image.Resolver) *node {
+func startNode(t testing.TB, root string, w *world) *node {
 	t.Helper()
 	testkit.NeedMount(t)
 	log := testLogger(t)
@@ -136,11 +149,11 @@ func startNode(t testing.TB, root string, source blob.Source, resolver image.Res
 	if err != nil {
 		t.Fatal(err)
 	}
-	library, err := image.Open(image.Config{Dir: root, Source: source, Resolver: resolver, Pulled: layers, Logger: log})
+	library, err := image.Open(image.Config{Dir: root, Source: w, Resolver: w, Pulled: layers, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := snapshot.New(snapshot.Config{Root: dir, Images: library, ParseName: parseName, Logger: log})
+	s, err := snapshot.New(snapshot.Config{Root: dir, Images: library, ParseName: parseName, Content: w.content, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
