@@ -72,8 +72,8 @@ func (l *Layer) failed(stream int, err error) {
 	r.wake = make(chan struct{})
 }
 
-// succeeded notes that a stream was fetched: the others need not rest any
-// longer, and if no reader waits for one that failed the outage is over. l.mu
+// succeeded notes that a stream was fetched: the others need not rest longer
+// than firstRest, and if no reader waits for one that failed the outage is over. l.mu
 // is held.
 func (l *Layer) succeeded(stream int) {
 	o := &l.outage
@@ -84,11 +84,14 @@ func (l *Layer) succeeded(stream int) {
 		case l.flights[s] != nil:
 		case r.readers == 0:
 			delete(o.rests, s)
-		case now.Sub(r.failed) >= firstRest && now.Before(r.until):
+		case now.Before(r.until):
 			// Sooner would be a storm where one part of a blob cannot be had
 			// and the rest can.
-			r.until = now
-			close(r.wake)
+			if soonest := r.failed.Add(firstRest); soonest.Before(r.until) {
+				r.until = soonest
+				close(r.wake)
+				r.wake = make(chan struct{})
+			}
 		}
 	}
 	if len(o.rests) == 0 && !o.since.IsZero() {

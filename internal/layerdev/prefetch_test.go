@@ -94,6 +94,7 @@ func TestPrefetchOfSeveralRanges(t *testing.T) {
 	if st := l.Stats(); st.Streams != int64(len(spans)) || st.Runs != 1 {
 		t.Errorf("stats = %+v, want %d streams in one run", st, len(spans))
 	}
+	l.work.Wait() // memory is given back after chunks were
 	if n := l.pool.buffered.Load(); n != 0 {
 		t.Errorf("%d bytes of memory are still reserved", n)
 	}
