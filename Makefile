@@ -56,6 +56,10 @@ bench: setup ## run the benchmarks that BENCH (a regular expression) matches (ro
 bench-baseline: ## build bin/stargz-snapshotter, the stock snapshotter that bench coldstart compares with
 	@CGO_ENABLED=0 go build -C bench -trimpath -o ../bin/stargz-snapshotter ./stargz-snapshotter
 
+.PHONY: generate
+generate: ## write the Go code of the protocols in api/ (needs no protoc)
+	@go run ./api/generate
+
 .PHONY: docs
 docs: ## write the generated documentation: docs/config.md, docs/config/*.yaml, docs/commands.md
 	@go run ./cmd/skimmer docs docs

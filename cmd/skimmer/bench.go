@@ -23,7 +23,7 @@ func newBenchCommand(a *app) *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newBenchColdstartCommand(a))
+	cmd.AddCommand(newBenchColdstartCommand(a), newBenchDistributeCommand(a), newBenchSimulateCommand(a))
 	return cmd
 }
 

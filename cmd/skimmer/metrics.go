@@ -2,13 +2,15 @@ package main
 
 import (
 	"skimmer/internal/peer"
+	"skimmer/internal/swarm"
 	"skimmer/internal/telemetry"
+	"skimmer/internal/transfer"
 )
 
 // peerMetrics are the node's counters as Prometheus reads them.
 func peerMetrics(p *peer.Peer) []telemetry.Value {
 	o := p.OriginStats()
-	return []telemetry.Value{
+	return append(swarmMetrics(p), []telemetry.Value{
 		{Name: "origin_requests_total", Help: "HTTP requests made to registries and their storage.", Load: o.Requests.Load},
 		{Name: "origin_bytes_total", Help: "Bytes received from registries and their storage.", Load: o.Bytes.Load},
 		{Name: "origin_retries_total", Help: "Requests made again after one that failed.", Load: o.Retries.Load},
@@ -29,5 +31,46 @@ func peerMetrics(p *peer.Peer) []telemetry.Value {
 		{Name: "layer_outages_total", Help: "Times that missing data could not be fetched and readers had to wait for it to be.", Load: func() int64 { return p.LayerStats().Outages }},
 		{Name: "layer_retries_total", Help: "Fetches of missing data tried again while readers waited.", Load: func() int64 { return p.LayerStats().Retries }},
 		{Name: "layer_errors_total", Help: "Fetches and reads of mounted images that failed.", Load: func() int64 { return p.LayerStats().Errors }},
+	}...)
+}
+
+// swarmMetrics are the counters of the exchange with other nodes; all are 0
+// where there is none.
+func swarmMetrics(p *peer.Peer) []telemetry.Value {
+	value := func(name, help string, of func(swarm.Stats, transfer.ServerStats, transfer.ClientStats) int64) telemetry.Value {
+		return telemetry.Value{Name: "swarm_" + name, Help: help, Load: func() int64 { return of(p.SwarmStats()) }}
+	}
+	took := func(name, help string, of func(swarm.Stats) int64) telemetry.Value {
+		return value(name, help, func(s swarm.Stats, _ transfer.ServerStats, _ transfer.ClientStats) int64 { return of(s) })
+	}
+	gave := func(name, help string, of func(transfer.ServerStats) int64) telemetry.Value {
+		return value(name, help, func(_ swarm.Stats, s transfer.ServerStats, _ transfer.ClientStats) int64 { return of(s) })
+	}
+	return []telemetry.Value{
+		took("peer_bytes_total", "Bytes taken from peers that were right.", func(s swarm.Stats) int64 { return s.PeerBytes }),
+		took("origin_bytes_total", "Bytes of blobs read from origins.", func(s swarm.Stats) int64 { return s.OriginBytes }),
+		gave("served_bytes_total", "Bytes sent to other nodes.", func(s transfer.ServerStats) int64 { return s.Bytes }),
+		gave("served_relayed_bytes_total", "Bytes of those that were sent on as they came, before they were on disk.", func(s transfer.ServerStats) int64 { return s.Relayed }),
+		took("served_from_origin_total", "Ranges read from origins for nodes without a scheduler.", func(s swarm.Stats) int64 { return s.ForOthers }),
+		took("corrupt_sources_total", "Times a peer sent wrong bytes.", func(s swarm.Stats) int64 { return s.Corrupt }),
+		took("peer_failures_total", "Times a peer failed otherwise.", func(s swarm.Stats) int64 { return s.PeerFailures }),
+		took("origin_failures_total", "Leases to read from an origin that failed.", func(s swarm.Stats) int64 { return s.OriginFailures }),
+		took("hedges_total", "Second sources asked because the first took long.", func(s swarm.Stats) int64 { return s.Hedges }),
+		took("revoked_total", "Grants, or parts of them, that the scheduler took back.", func(s swarm.Stats) int64 { return s.Revoked }),
+		took("parked_total", "Wants that had to wait.", func(s swarm.Stats) int64 { return s.Parked }),
+		took("rejected_total", "Times a reader found wrong what had the right digest.", func(s swarm.Stats) int64 { return s.Rejected }),
+		took("forgotten_total", "Times others found wrong what is kept here.", func(s swarm.Stats) int64 { return s.Forgotten }),
+		took("without_scheduler_total", "Reads that had to do without a scheduler.", func(s swarm.Stats) int64 { return s.WithoutScheduler }),
+		took("without_seeds_total", "Reads that had to do without seeds too.", func(s swarm.Stats) int64 { return s.WithoutSeeds }),
+		took("schedulers_up", "Schedulers that are connected.", func(s swarm.Stats) int64 { return s.Schedulers }),
+		took("blobs_in_use", "Blobs that are open.", func(s swarm.Stats) int64 { return s.Fetching }),
+		gave("uploads", "Uploads under way.", func(s transfer.ServerStats) int64 { return s.Uploads }),
+		gave("upload_connections", "Connections of other nodes.", func(s transfer.ServerStats) int64 { return s.Conns }),
+		gave("upload_requests_total", "Requests of other nodes.", func(s transfer.ServerStats) int64 { return s.Requests }),
+		gave("uploads_busy_total", "Requests of other nodes answered that this one is busy.", func(s transfer.ServerStats) int64 { return s.Busy }),
+		gave("uploads_refused_total", "Requests and connections refused.", func(s transfer.ServerStats) int64 { return s.Refused }),
+		gave("uploads_failed_total", "Uploads that failed.", func(s transfer.ServerStats) int64 { return s.Failed }),
+		value("busy_answers_total", "Answers of peers that they are busy.",
+			func(_ swarm.Stats, _ transfer.ServerStats, s transfer.ClientStats) int64 { return s.Busy }),
 	}
 }

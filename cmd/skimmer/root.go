@@ -75,14 +75,18 @@ To try it on this machine, as root:
 
 	root.AddCommand(
 		newBenchCommand(a),
+		newBlobCommand(a),
 		newDocsCommand(a),
 		newDemoCommand(a),
 		newDoctorCommand(a),
+		newGetCommand(a),
 		newHoldCommand(a),
 		newImageCommand(a),
 		newInstallCommand(a),
 		newMountCommand(a),
 		newPeerCommand(a),
+		newPeersCommand(a),
+		newSchedulerCommand(a),
 		newStatusCommand(a),
 		newUmountCommand(a),
 		newUninstallCommand(a),

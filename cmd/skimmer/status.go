@@ -17,7 +17,12 @@ func newStatusCommand(a *app) *cobra.Command {
 		Use:   "status",
 		Short: "Show what is mounted and pulled and how much of it is here",
 		Long: `Show the running peer: what it fetched from registries, what is mounted, what
-containerd has pulled lazily, and how much of each layer's file data has arrived.`,
+containerd has pulled lazily, and how much of each layer's file data has arrived.
+
+Of a peer that exchanges blobs with others it shows its name and address among
+them, its schedulers, how many bytes came from peers and origins and went to
+others, in all and per second in the last few seconds, what arrives now, and what
+did not go as it should.`,
 		Example: `  skimmer status
   skimmer status --output json`,
 		Args: cobra.NoArgs,
@@ -39,7 +44,15 @@ func printStatus(w io.Writer, s peer.Status) error {
 	if s.Snapshotter != nil {
 		fmt.Fprintf(w, "snapshotter for containerd on %s\n", s.Snapshotter.Socket)
 	}
+	if s.Swarm != nil {
+		if err := printSwarm(w, *s.Swarm); err != nil {
+			return err
+		}
+	}
 	if len(s.Mounts) == 0 && s.Snapshotter == nil {
+		if s.Swarm != nil {
+			fmt.Fprintln(w)
+		}
 		_, err := fmt.Fprintln(w, "nothing is mounted")
 		return err
 	}

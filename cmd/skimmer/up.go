@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -18,23 +19,32 @@ import (
 	"skimmer/internal/origin"
 	"skimmer/internal/origin/keychain"
 	"skimmer/internal/peer"
+	"skimmer/internal/schedule"
+	"skimmer/internal/scheduler"
 	"skimmer/internal/store"
 	"skimmer/internal/telemetry"
+	"skimmer/internal/transfer"
 )
 
 // upOptions are the flags of "skimmer up".
 type upOptions struct {
 	config, dataDir, socket string
 	exitWhenIdle            bool
+	// everything runs a scheduler too; seed makes the node a seed peer.
+	everything, seed bool
 }
 
 func newUpCommand(a *app) *cobra.Command {
-	return newNodeCommand(a, &cobra.Command{
+	return newNodeCommand(a, &upOptions{everything: true, seed: true}, &cobra.Command{
 		Use:   "up",
 		Short: "Run everything in one process on this machine",
-		Long: `Run a node with embedded storage in the foreground until it is stopped with
-Ctrl-C. It keeps everything below one data directory and needs no
-configuration; /etc/skimmer/peer.yaml is read where it exists.
+		Long: `Run a scheduler and a node that is also a seed peer, in one process with
+embedded storage, in the foreground until it is stopped with Ctrl-C. Everything
+is kept below one data directory and needs no configuration;
+/etc/skimmer/peer.yaml is read where it exists.
+
+Nodes elsewhere can join it, once upload.server.ip and scheduler.server.ip name
+an address they reach; without, both listen on this machine only.
 
 A stopped node leaves mounts in place. Programs that read what has arrived go
 on; those that read what has not wait until a node runs again.`,
@@ -45,25 +55,32 @@ on; those that read what has not wait until a node runs again.`,
 }
 
 func newPeerCommand(a *app) *cobra.Command {
-	return newNodeCommand(a, &cobra.Command{
+	var o upOptions
+	cmd := newNodeCommand(a, &o, &cobra.Command{
 		Use:   "peer",
 		Short: "Run the node daemon",
 		Long: `Run the daemon of a node in the foreground: it mounts images lazily, and
 starts containerd's containers from them (see skimmer install containerd).
 /etc/skimmer/peer.yaml is read where it exists; every setting has a default.
 
+With schedulers in its configuration it exchanges blobs with other nodes, so
+that each byte leaves the registry once. A seed peer reads from registries for
+all others.
+
 It can be stopped, killed or replaced by another version at any time: mounts
 stay, programs that read what has not arrived wait until it runs again, and
 then go on.`,
 		Example: `  skimmer peer
   skimmer peer --config ./peer.yaml
+  skimmer peer --seed
   skimmer install systemd --now`,
 	})
+	cmd.Flags().BoolVar(&o.seed, "seed", false, "be a seed peer: read from registries for all others (seedPeer.enable of the configuration)")
+	return cmd
 }
 
 // newNodeCommand completes a command that runs a node.
-func newNodeCommand(a *app, cmd *cobra.Command) *cobra.Command {
-	var o upOptions
+func newNodeCommand(a *app, o *upOptions, cmd *cobra.Command) *cobra.Command {
 	cmd.Args = cobra.NoArgs
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -71,7 +88,7 @@ func newNodeCommand(a *app, cmd *cobra.Command) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.up(cmd.Context(), cfg, o)
+		return a.up(cmd.Context(), cfg, *o)
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "", "configuration file (default /etc/skimmer/peer.yaml where it exists)")
@@ -103,8 +120,16 @@ func (o *upOptions) load() (config.Peer, error) {
 	if cfg.Snapshotter.Socket == "" {
 		cfg.Snapshotter.Socket = filepath.Join(filepath.Dir(o.socket), "snapshotter.sock")
 	}
+	if o.seed && !o.everything {
+		cfg.SeedPeer.Enable = true
+		if err := cfg.Validate(); err != nil {
+			return cfg, fmt.Errorf("be a seed peer: %w", err)
+		}
+	}
 	if o.exitWhenIdle {
+		o.everything = false
 		cfg.Snapshotter.Enable = false
+		cfg.Scheduler.Addresses, cfg.SeedPeer = nil, config.SeedPeer{}
 		// A peer started for one mount must not fight over ports with others.
 		cfg.Metrics.Server.Port, cfg.Health.Server.Port, cfg.PprofPort = 0, 0, 0
 	}
@@ -121,12 +146,24 @@ func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) error {
 		level.Set(slog.LevelDebug)
 	}
 	log := telemetry.Logger(a.stderr, cfg.Log.Format == config.FormatJSON, level)
-	p, err := newPeer(ctx, peerConfig(cfg, o, log))
+	c := peerConfig(cfg, o, log)
+	sched, err := o.joinSwarm(cfg, &c, log)
+	if err != nil {
+		return err
+	}
+	if sched != nil {
+		defer closeScheduler(ctx, sched)
+	}
+	p, err := newPeer(ctx, c)
 	if err != nil {
 		return err
 	}
 	metrics := telemetry.NewMetrics(version, revision())
-	if err := metrics.Register(peerMetrics(p)...); err != nil {
+	values := peerMetrics(p)
+	if sched != nil {
+		values = append(values, schedulerMetrics(sched.Stats)...)
+	}
+	if err := metrics.Register(values...); err != nil {
 		return errors.Join(err, p.Close())
 	}
 
@@ -145,11 +182,52 @@ func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) error {
 			group.Add(daemon.HTTP(s.name, s.addr, s.handler, log))
 		}
 	}
+	if addr := cfg.Scheduler.Server; sched != nil && addr.Port != 0 {
+		group.Add(schedulerService(sched, addr.Address(loopback), log))
+	}
 	group.Add(daemon.Service{Name: "peer", StopLimit: time.Minute, Run: func(ctx context.Context, ready func()) error {
 		return errors.Join(p.Run(ctx, ready), p.Close())
 	}})
 	// Where a service before the peer fails, Run of the peer is never called.
 	return errors.Join(group.Run(ctx), p.Close())
+}
+
+// loopback is where skimmer up serves other nodes unless it is told otherwise:
+// whoever reaches a node's port may read what the node has.
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// joinSwarm says in c how blobs are exchanged with other nodes, and returns the
+// scheduler that runs in this process, if one does.
+func (o *upOptions) joinSwarm(cfg config.Peer, c *peer.Config, log *slog.Logger) (*scheduler.Service, error) {
+	if !o.everything && !cfg.InSwarm() {
+		return nil, nil
+	}
+	var tlsFiles *transfer.TLSConfig
+	if t := cfg.TLS; t.Enabled() {
+		tlsFiles = &transfer.TLSConfig{Cert: t.Cert, Key: t.Key, CA: t.CA, ServerName: t.ServerName}
+	}
+	c.Swarm = &peer.SwarmConfig{
+		Listen:     cfg.Upload.Server.Address(netip.Addr{}),
+		Advertise:  cfg.Upload.Advertise,
+		Schedulers: cfg.Scheduler.Addresses,
+		Seeds:      cfg.SeedPeer.Addresses,
+		Seed:       cfg.SeedPeer.Enable || o.everything,
+		Slots:      int(cfg.Upload.Slots), PerRemote: int(cfg.Upload.PerRemote),
+		UploadRate: int64(cfg.Upload.RateLimit), DownloadRate: int64(cfg.Download.RateLimit),
+		TLS:      tlsFiles,
+		Hostname: cfg.Host.Hostname,
+		Location: schedule.Location{Rack: cfg.Host.Rack, Zone: cfg.Host.Zone()},
+	}
+	if !o.everything || len(cfg.Scheduler.Addresses) > 0 {
+		return nil, nil
+	}
+	c.Swarm.Listen = cfg.Upload.Server.Address(loopback)
+	serverTLS, err := schedulerTLS(cfg.TLS, log)
+	if err != nil {
+		return nil, err
+	}
+	c.Swarm.Scheduler = scheduler.New(schedulerConfig(config.DefaultScheduler().Limits, serverTLS, log))
+	return c.Swarm.Scheduler, nil
 }
 
 // handOver is how long a peer started for one mount waits for another such

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -19,10 +20,10 @@ import (
 const SizeUnknown int64 = -1
 
 // Ref names one blob and says where it can be had. The zero Ref names
-// nothing; a useful one has a Digest and a Repository.
+// nothing; a useful one has a Digest and a Repository or URL.
 type Ref struct {
 	// Digest is the blob's identity: whoever has bytes with this digest has
-	// the blob, wherever they came from.
+	// the blob, wherever they came from. See CheckDigest for what it can be.
 	Digest digest.Digest
 	// Size is the blob's length in bytes, or SizeUnknown. A Source trusts it
 	// only until it learns better, and reports a contradiction as Corrupt.
@@ -33,26 +34,66 @@ type Ref struct {
 	// "registry.example:5000/library/python": a host, an optional port and a
 	// path, never a scheme, tag or digest.
 	Repository string
+	// URL is where a plain URL has it; empty for blobs of registries. Package
+	// origin/web makes it and says what its parts mean. Its query may be a
+	// signature, so it is not for logs.
+	URL string
 }
 
-// String returns the reference as people write it, repository@digest.
-func (r Ref) String() string {
-	if r.Repository == "" {
-		return r.Digest.String()
+// Place says where the blob comes from, for people: its repository, or its URL
+// without what may be secret or is only for us.
+func (r Ref) Place() string {
+	if r.URL == "" {
+		return r.Repository
 	}
-	return r.Repository + "@" + r.Digest.String()
+	place, _, _ := strings.Cut(r.URL, "#")
+	place, _, _ = strings.Cut(place, "?")
+	return place
+}
+
+// String returns the reference as people write it, place@digest.
+func (r Ref) String() string {
+	if place := r.Place(); place != "" {
+		return place + "@" + r.Digest.String()
+	}
+	return r.Digest.String()
 }
 
 // Validate reports a Ref that cannot be opened, as an Invalid error.
 func (r Ref) Validate() error {
-	if err := r.Digest.Validate(); err != nil {
-		return Errorf(Invalid, "check blob reference %q: digest %q: %w", r.String(), r.Digest, err)
+	if err := CheckDigest(r.Digest); err != nil {
+		return Errorf(Invalid, "check blob reference %q: %w", r.String(), err)
 	}
 	if r.Size < SizeUnknown {
 		return Errorf(Invalid, "check blob reference %q: size %d is negative", r.String(), r.Size)
 	}
 	return nil
 }
+
+// AlgorithmURL is the algorithm of the identities of blobs that a plain URL
+// has. They are derived from where a blob is and from what its server calls
+// this version of it, not from its bytes, so nothing can be compared with
+// them.
+const AlgorithmURL digest.Algorithm = "url"
+
+// CheckDigest reports, as an Invalid error, what cannot be a blob's identity:
+// a digest that package digest knows (SHA-256, SHA-384, SHA-512), or
+// AlgorithmURL with 64 hexadecimal digits.
+func CheckDigest(d digest.Digest) error {
+	err := d.Validate()
+	if hex, ok := strings.CutPrefix(string(d), string(AlgorithmURL)+":"); ok {
+		// It has the form of a SHA-256.
+		err = digest.NewDigestFromEncoded(digest.SHA256, hex).Validate()
+	}
+	if err != nil {
+		return Errorf(Invalid, "digest %q: %w", d, err)
+	}
+	return nil
+}
+
+// Verifiable reports whether d, which CheckDigest takes, says what the blob's
+// bytes are.
+func Verifiable(d digest.Digest) bool { return d.Algorithm() != AlgorithmURL }
 
 // Source opens blobs. Implementations are safe for concurrent use.
 //

@@ -2,12 +2,16 @@ package blob_test
 
 import (
 	"context"
+	_ "crypto/sha512"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"skimmer/internal/blob"
 	"skimmer/internal/blob/blobtest"
@@ -115,5 +119,38 @@ func TestMeterCountsRanges(t *testing.T) {
 	got := fmt.Sprint(c.Opens.Load(), c.Reads.Load(), c.Bytes.Load(), c.Errors.Load())
 	if want := "1 4 25 1"; got != want {
 		t.Errorf("opens reads bytes errors = %s, want %s", got, want)
+	}
+}
+
+func TestCheckDigest(t *testing.T) {
+	hex := digest.FromString("x").Encoded()
+	for d, good := range map[string]bool{
+		"sha256:" + hex: true, digest.SHA512.FromString("x").String(): true, "url:" + hex: true,
+		"url:": false, "url:" + hex[1:]: false, "url:" + hex + "0": false, "url:" + strings.ToUpper(hex): false, "url:../" + hex[3:]: false,
+		"": false, "md5:00000000000000000000000000000000": false, "sha256:" + hex[1:]: false, "URL:" + hex: false,
+	} {
+		if err := blob.CheckDigest(digest.Digest(d)); (err == nil) != good || err != nil && blob.KindOf(err) != blob.Invalid {
+			t.Errorf("%q: %v, want good %v", d, err, good)
+		}
+	}
+	if blob.Verifiable(digest.Digest("url:"+hex)) || !blob.Verifiable(digest.Digest("sha256:"+hex)) {
+		t.Error("only what is made of the content can be compared with it")
+	}
+}
+
+func TestRefKeepsSecrets(t *testing.T) {
+	r := blob.Ref{Digest: digest.FromString("x"), URL: "https://example.test/file?sig=secret#tag=x"}
+	if got, want := r.String(), "https://example.test/file@"+r.Digest.String(); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestTraffic(t *testing.T) {
+	var c blob.Traffic
+	ctx := blob.WithTraffic(t.Context(), &c)
+	blob.TrafficOf(ctx).Peers.Add(3)
+	blob.TrafficOf(t.Context()).Peers.Add(5) // counted for nobody
+	if c.Peers.Load() != 3 {
+		t.Errorf("%d, want 3", c.Peers.Load())
 	}
 }

@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,8 +14,8 @@ import (
 	"skimmer/internal/config"
 )
 
-// equal compares configurations; its addresses have unexported fields.
-var equal = cmp.Comparer(func(a, b config.Server) bool { return a == b })
+// equal compares configurations; their addresses have unexported fields.
+var equal = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
 func parse(text string) (config.Peer, error) {
 	c := config.DefaultPeer()
@@ -76,7 +77,7 @@ runDir:
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"unknown key", "dataDir: /a\nbogus: 1\n",
-			"peer.yaml:2:1: bogus: unknown key (known here: dataDir, runDir, verbose, pprofPort, log, metrics, health, storage, origin, lazy, snapshotter, credentials)"},
+			"peer.yaml:2:1: bogus: unknown key (known here: dataDir, runDir, verbose, pprofPort, log, metrics, health, storage, origin, lazy, snapshotter, credentials, scheduler, seedPeer, upload, download, host, tls)"},
 		{"unknown key further down", "lazy:\n  ioTimout: 5m\n",
 			"peer.yaml:2:3: lazy.ioTimout: unknown key (known here: ioTimeout, background, backgroundDelay, readAheadMax)"},
 		{"wrong case", "storage: {highwater: 1}", "peer.yaml:1:11: storage.highwater: unknown key: it is written highWater"},

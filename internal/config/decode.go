@@ -127,6 +127,12 @@ func (d *decoder) fill(node ast.Node, dst reflect.Value, key string) error {
 			dst.SetString(n.Value)
 		case *ast.LiteralNode:
 			dst.SetString(n.Value.Value)
+		case ast.MapNode:
+			text, ok := address(n)
+			if !ok {
+				return errors.New("needs text: if this is meant, put it in quotes")
+			}
+			dst.SetString(text)
 		default:
 			return errors.New("needs text: if this is meant, put it in quotes")
 		}
@@ -178,6 +184,23 @@ func scalar(node ast.Node) (string, bool) {
 		return n.GetToken().Value, true
 	}
 	return "", false
+}
+
+// address returns the text of host:port where it stands in a list inside of
+// braces: there the parser takes it for a key with a value, which YAML does not
+// without a blank behind the colon.
+func address(m ast.MapNode) (string, bool) {
+	it := m.MapRange()
+	if !it.Next() {
+		return "", false
+	}
+	host, port := it.Key().GetToken(), it.Value().GetToken()
+	value, plain := scalar(it.Value())
+	if it.Next() || !plain || host.Value != host.Origin && " "+host.Value != host.Origin ||
+		strings.TrimRight(port.Origin, " ") != value || port.Position.Offset != host.Position.Offset+len(host.Value)+1 {
+		return "", false
+	}
+	return host.Value + ":" + value, true
 }
 
 // element is decode for something that has no default to keep.

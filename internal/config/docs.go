@@ -14,7 +14,7 @@ import (
 
 // sources are the files whose structs are documented by their own comments.
 //
-//go:embed peer.go
+//go:embed peer.go scheduler.go swarm.go
 var sources embed.FS
 
 // Files returns the generated documentation: the content of each file, by
@@ -24,11 +24,14 @@ func Files() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	peer := DefaultPeer()
-	keys := keysOf(reflect.ValueOf(&peer).Elem(), "", comments)
+	peer, scheduler := DefaultPeer(), DefaultScheduler()
+	peerKeys := keysOf(reflect.ValueOf(&peer).Elem(), "", comments)
+	schedulerKeys := keysOf(reflect.ValueOf(&scheduler).Elem(), "", comments)
 	return map[string]string{
-		"config.md":        markdown("peer", renamed(comments["Peer"], "Peer", "This file"), keys),
-		"config/peer.yaml": sample("peer", keys),
+		"config.md":             markdown("peer", renamed(comments["Peer"], "Peer", "This file"), peerKeys),
+		"config/peer.yaml":      sample("peer", peerKeys),
+		"config-scheduler.md":   markdown("scheduler", renamed(comments["Scheduler"], "Scheduler", "This file"), schedulerKeys),
+		"config/scheduler.yaml": sample("scheduler", schedulerKeys),
 	}, nil
 }
 

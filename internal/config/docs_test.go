@@ -35,6 +35,13 @@ func TestSampleIsTheDefaults(t *testing.T) {
 	if want := DefaultPeer(); !reflect.DeepEqual(got, want) {
 		t.Errorf("sample file gives\n%+v\nwant the defaults\n%+v", got, want)
 	}
+	var scheduler Scheduler
+	if err := Load(filepath.Join(docs, "config/scheduler.yaml"), &scheduler); err != nil {
+		t.Fatal(err)
+	}
+	if want := DefaultScheduler(); !reflect.DeepEqual(scheduler, want) {
+		t.Errorf("sample file of a scheduler gives\n%+v\nwant the defaults\n%+v", scheduler, want)
+	}
 }
 
 // Every key can be written in a file, read, and looked up in the docs.
@@ -43,7 +50,7 @@ func TestKeysAreComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := DefaultPeer()
+	peer, scheduler := DefaultPeer(), DefaultScheduler()
 	var walk func(keys []keyDoc)
 	walk = func(keys []keyDoc) {
 		for _, k := range keys {
@@ -57,4 +64,5 @@ func TestKeysAreComplete(t *testing.T) {
 		}
 	}
 	walk(keysOf(reflect.ValueOf(&peer).Elem(), "", comments))
+	walk(keysOf(reflect.ValueOf(&scheduler).Elem(), "", comments))
 }

@@ -32,6 +32,13 @@ type Peer struct {
 	// Snapshotter is the containerd plugin.
 	Snapshotter Snapshotter `yaml:"snapshotter"`
 	Credentials Credentials `yaml:"credentials"`
+	// Scheduler says who decides which peer fetches what from whom.
+	Scheduler Schedulers `yaml:"scheduler"`
+	SeedPeer  SeedPeer   `yaml:"seedPeer"`
+	Upload    Upload     `yaml:"upload"`
+	Download  Download   `yaml:"download"`
+	Host      Host       `yaml:"host"`
+	TLS       TLS        `yaml:"tls"`
 }
 
 // Snapshotter starts containers of containerd from lazily mounted images. See
@@ -230,6 +237,9 @@ func DefaultPeer() Peer {
 			ReadAheadMax:    8 << 20,
 		},
 		Snapshotter: Snapshotter{Enable: true, Containerd: "/run/containerd/containerd.sock"},
+		Scheduler:   Schedulers{Addresses: []string{}, Server: Listen{Port: DefaultSchedulerPort}},
+		SeedPeer:    SeedPeer{Addresses: []string{}},
+		Upload:      Upload{Server: Listen{Port: 4000}, Slots: 64},
 	}
 }
 
@@ -240,6 +250,9 @@ func (p Peer) Validate() error {
 		if dir.value == "" || dir.value[0] != '/' {
 			errs = append(errs, Invalid(dir.key, "is %q: must be an absolute path", dir.value))
 		}
+	}
+	if p.Upload.Server.Port == 0 && p.InSwarm() {
+		errs = append(errs, Invalid("upload.server.port", "is 0: a node with schedulers or seed peers, or that is a seed, serves others"))
 	}
 	return errors.Join(errs...)
 }

@@ -3,7 +3,6 @@ package origin
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -13,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/origin/exchange"
 )
 
 // clientKey tells clients apart.
@@ -83,131 +83,35 @@ func (c *client) explain(err error, format string, args ...any) error {
 // repository, with authorization; a 401 gets it repeated once with a new one.
 // Redirects are followed. The caller closes the answer's body.
 func (c *client) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	u := &url.URL{Scheme: c.o.scheme(c.repo.host), Host: c.repo.host, Path: "/v2/" + c.repo.path + path}
+	u := &url.URL{Scheme: c.o.x.Scheme(c.repo.host), Host: c.repo.host, Path: "/v2/" + c.repo.path + path}
 	authorization, err := c.auth.authorization(ctx)
 	for first := true; err == nil; first = false {
 		var resp *http.Response
-		resp, err = c.o.roundTrip(newRequest(ctx, method, u, header, authorization))
+		resp, err = c.o.x.RoundTrip(newRequest(ctx, method, u, header, authorization))
 		if err != nil {
 			break
 		}
 		if resp.StatusCode != http.StatusUnauthorized || !first {
-			return c.o.follow(resp)
+			return c.o.x.Follow(resp, anonymous)
 		}
-		authorization, err = c.auth.refused(ctx, authorization, resp.Header, statusFailure(resp, time.Now()))
+		authorization, err = c.auth.refused(ctx, authorization, resp.Header, exchange.StatusFailure(resp, time.Now()))
 	}
 	return nil, err
 }
 
 func newRequest(ctx context.Context, method string, u *url.URL, header http.Header, authorization string) *http.Request {
-	req := (&http.Request{Method: method, URL: u, Host: u.Host, Header: header.Clone()}).WithContext(ctx)
-	if req.Header == nil {
-		req.Header = make(http.Header)
-	}
+	req := exchange.NewRequest(ctx, method, u, header)
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
 	return req
 }
 
-// roundTrip makes one request, as it is. Its answer, body included, ends with
-// the request's context or when it makes no progress for too long; errors of
-// the body are failures like those returned.
-func (o *Origin) roundTrip(req *http.Request) (*http.Response, error) {
-	o.stats.Requests.Add(1)
-	if req.Header.Get("User-Agent") == "" {
-		req.Header.Set("User-Agent", "skimmer")
-	}
-	ctx, cancel := context.WithCancelCause(req.Context())
-	timer := time.AfterFunc(2*o.cfg.ConnectTimeout+o.cfg.HeaderTimeout, func() { cancel(errNoHeaders) })
-	rt, ok := lookup(req.URL.Host, o.transports)
-	if !ok {
-		rt = o.standard
-	}
-	resp, err := rt.RoundTrip(req.WithContext(ctx))
-	timer.Stop()
-	if err != nil {
-		defer cancel(nil)
-		return nil, transportFailure(ctx, req, err)
-	}
-	resp.Request = req
-	resp.Body = &body{rc: resp.Body, o: o, req: req, ctx: ctx, cancel: cancel}
-	return resp, nil
-}
-
-// body is the body of an answer, watched for pauses.
-type body struct {
-	rc     io.ReadCloser
-	o      *Origin
-	req    *http.Request
-	ctx    context.Context // of the attempt
-	cancel context.CancelCauseFunc
-	timer  *time.Timer // nil until the first Read; runs only during Read
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	if b.timer == nil {
-		b.timer = time.AfterFunc(b.o.cfg.IdleTimeout, func() { b.cancel(errNoBytes) })
-	} else {
-		b.timer.Reset(b.o.cfg.IdleTimeout)
-	}
-	n, err := b.rc.Read(p)
-	b.timer.Stop()
-	b.o.stats.Bytes.Add(int64(n))
-	if err != nil && err != io.EOF {
-		err = transportFailure(b.ctx, b.req, err)
-	}
-	return n, err
-}
-
-func (b *body) Close() error {
-	err := b.rc.Close()
-	b.cancel(nil)
-	return err
-}
-
-// maxRedirects bounds a chain of redirects.
-const maxRedirects = 5
-
-// follow goes where an answer redirects to, if it does. Authorization goes
-// along only as long as the host stays the same.
-func (o *Origin) follow(resp *http.Response) (*http.Response, error) {
-	for n := 0; ; n++ {
-		switch resp.StatusCode {
-		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
-			http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		default:
-			return resp, nil
-		}
-		req := resp.Request
-		discard(resp)
-		if n == maxRedirects {
-			return nil, blob.Errorf(blob.Unavailable, "%s %s: more than %d redirects", req.Method, req.URL.Host, maxRedirects)
-		}
-		location := resp.Header.Get("Location")
-		to, err := req.URL.Parse(location)
-		if err != nil || location == "" || to.Host == "" || to.Scheme != "http" && to.Scheme != "https" {
-			return nil, blob.Errorf(blob.Unavailable, "%s %s: redirected to no usable address", req.Method, req.URL.Host)
-		}
-		if to.Scheme == "http" && req.URL.Scheme == "https" && o.scheme(to.Host) != "http" {
-			return nil, blob.Errorf(blob.Unavailable, "%s %s: redirected to plain HTTP on %s; list that host as insecure if that is meant", req.Method, req.URL.Host, to.Host)
-		}
-		o.stats.Redirects.Add(1)
-		next := newRequest(req.Context(), req.Method, to, req.Header, "")
-		if to.Scheme != req.URL.Scheme || to.Host != req.URL.Host {
-			next.Header.Del("Authorization")
-		}
-		if resp, err = o.roundTrip(next); err != nil {
-			return nil, err
-		}
-	}
-}
-
 // fetch asks for bytes of a blob where they were found the last time, or else
 // at the registry, and returns an answer of any status.
 func (c *client) fetch(ctx context.Context, d digest.Digest, header http.Header) (*http.Response, error) {
 	if t, ok := c.target(d); ok {
-		resp, err := c.o.roundTrip(newRequest(ctx, http.MethodGet, t.url, header, ""))
+		resp, err := c.o.x.RoundTrip(newRequest(ctx, http.MethodGet, t.url, header, ""))
 		if err != nil {
 			c.forget(d, t) // the server may have moved; the registry knows
 			return nil, err
@@ -215,7 +119,7 @@ func (c *client) fetch(ctx context.Context, d digest.Digest, header http.Header)
 		if !stale(resp.StatusCode) {
 			return resp, nil
 		}
-		discard(resp)
+		exchange.Discard(resp)
 		c.forget(d, t)
 	}
 	resp, err := c.send(ctx, http.MethodGet, "/blobs/"+d.String(), header)
@@ -294,3 +198,6 @@ func targetExpiry(q url.Values, now time.Time) time.Time {
 	}
 	return expires
 }
+
+// anonymous takes our credentials out of a header that goes to another host.
+func anonymous(h http.Header) { h.Del("Authorization") }

@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/origin/exchange"
 )
 
 // MaxManifest is the largest manifest or index that is read, in bytes; it is
@@ -44,7 +45,7 @@ func (o *Origin) Resolve(ctx context.Context, ref Reference) (ocispec.Descriptor
 		return ocispec.Descriptor{}, err
 	}
 	var found ocispec.Descriptor
-	err = o.retry(ctx, func() (err error) {
+	err = o.x.Retry(ctx, func() (err error) {
 		found, err = c.headManifest(ctx, ref)
 		return err
 	})
@@ -90,12 +91,12 @@ func (c *client) headManifest(ctx context.Context, ref Reference) (ocispec.Descr
 // means, or nil where GET may still do better: a registry that does not
 // implement HEAD says so in many ways.
 func headFailure(resp *http.Response) error {
-	f := statusFailure(resp, time.Now())
+	f := exchange.StatusFailure(resp, time.Now())
 	switch blob.KindOf(f) {
 	case blob.Unauthorized, blob.Forbidden, blob.NotFound:
 		return f
 	}
-	if f.again {
+	if f.Again {
 		return f
 	}
 	return nil
@@ -119,7 +120,7 @@ func (o *Origin) Manifest(ctx context.Context, repository, reference string) (da
 		return nil, "", "", err
 	}
 	var header http.Header
-	err = o.retry(ctx, func() (err error) {
+	err = o.x.Retry(ctx, func() (err error) {
 		data, header, err = c.getManifest(ctx, reference)
 		return err
 	})
@@ -138,7 +139,7 @@ func (c *client) getManifest(ctx context.Context, reference string) ([]byte, htt
 		return nil, nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, nil, statusFailure(resp, time.Now())
+		return nil, nil, exchange.StatusFailure(resp, time.Now())
 	}
 	defer resp.Body.Close()
 	if resp.ContentLength > MaxManifest {
@@ -203,7 +204,7 @@ func mediaTypeOf(header http.Header, data []byte) string {
 
 // size asks how long a blob is.
 func (c *client) size(ctx context.Context, d digest.Digest) (size int64, err error) {
-	err = c.o.retry(ctx, func() (err error) {
+	err = c.o.x.Retry(ctx, func() (err error) {
 		size, err = c.headBlob(ctx, d)
 		if err == nil && size == blob.SizeUnknown {
 			size, err = c.sizeByRange(ctx, d)
@@ -236,8 +237,8 @@ func (c *client) sizeByRange(ctx context.Context, d digest.Digest) (int64, error
 	if err != nil {
 		return 0, err
 	}
-	got, err := parseContentRange(resp.Header.Get("Content-Range"))
-	size := got.total
+	got, err := exchange.ParseContentRange(resp.Header.Get("Content-Range"))
+	size := got.Total
 	switch resp.StatusCode {
 	case http.StatusOK:
 		size = resp.ContentLength
@@ -246,7 +247,7 @@ func (c *client) sizeByRange(ctx context.Context, d digest.Digest) (int64, error
 			size = blob.SizeUnknown
 		}
 	default:
-		return 0, statusFailure(resp, time.Now())
+		return 0, exchange.StatusFailure(resp, time.Now())
 	}
 	resp.Body.Close()
 	if size < 0 {

@@ -172,7 +172,7 @@ func TestScheme(t *testing.T) {
 		"localhost": "http", "localhost:5000": "http", "localhost:443": "https", "a.localhost": "http",
 		"127.0.0.1:5000": "http", "127.1.2.3": "http", "[::1]:5000": "http", "[::1]": "http", "[::2]:5000": "https",
 	} {
-		if got := o.scheme(host); got != want {
+		if got := o.x.Scheme(host); got != want {
 			t.Errorf("scheme of %s = %s, want %s", host, got, want)
 		}
 	}
@@ -184,13 +184,14 @@ func TestHTTPSNotDowngraded(t *testing.T) {
 		http.Redirect(w, req, "http://storage.example/x?Signature="+secret, http.StatusTemporaryRedirect)
 	})
 	w := httptest.NewRecorder()
-	o := newOrigin(t)
-	o.standard = roundTripper(func(req *http.Request) (*http.Response, error) {
-		if req.URL.Host != "registry.example" {
-			return nil, errors.New("followed")
-		}
-		h(w, req)
-		return w.Result(), nil
+	o := newOrigin(t, func(cfg *Config) {
+		cfg.transport = roundTripper(func(req *http.Request) (*http.Response, error) {
+			if req.URL.Host != "registry.example" {
+				return nil, errors.New("followed")
+			}
+			h(w, req)
+			return w.Result(), nil
+		})
 	})
 	ref := blob.Ref{Repository: "registry.example/x", Size: 5, Digest: digest.FromString("x")}
 	_, err := read(t, o, ref, blob.Range{Len: 5})

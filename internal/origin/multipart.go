@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"skimmer/internal/origin/exchange"
 	"strings"
-
-	"skimmer/internal/blob"
 )
 
 // Limits on what surrounds the bytes of a part.
@@ -76,33 +75,33 @@ func (p *parts) line() (string, error) {
 
 // next returns what the next part says of itself. All bytes of the part
 // before must have been read from p.r. At the end it returns io.EOF.
-func (p *parts) next() (contentRange, error) {
+func (p *parts) next() (exchange.ContentRange, error) {
 	line, err := p.line()
 	if err == nil && (line == "" || !p.first) {
 		// The line end that belongs to the delimiter; the first may lack it.
 		if line != "" {
-			return contentRange{}, malformed("a part is longer than it says")
+			return exchange.ContentRange{}, malformed("a part is longer than it says")
 		}
 		line, err = p.line()
 	}
 	if err != nil {
-		return contentRange{}, err
+		return exchange.ContentRange{}, err
 	}
 	p.first = false
 	switch rest, ok := strings.CutPrefix(line, p.delim); {
 	case !ok:
-		return contentRange{}, malformed("no delimiter where a part should begin")
+		return exchange.ContentRange{}, malformed("no delimiter where a part should begin")
 	case strings.TrimRight(rest, " \t") == "--":
-		return contentRange{}, io.EOF
+		return exchange.ContentRange{}, io.EOF
 	case strings.TrimRight(rest, " \t") != "":
-		return contentRange{}, malformed("another delimiter than announced")
+		return exchange.ContentRange{}, malformed("another delimiter than announced")
 	}
 	return p.header()
 }
 
 // header reads the header of a part, of which only the range matters.
-func (p *parts) header() (contentRange, error) {
-	var got contentRange
+func (p *parts) header() (exchange.ContentRange, error) {
+	var got exchange.ContentRange
 	found := false
 	for range maxPartHeaders {
 		line, err := p.line()
@@ -122,18 +121,10 @@ func (p *parts) header() (contentRange, error) {
 		if !strings.EqualFold(name, "Content-Range") {
 			continue
 		}
-		if got, err = parseContentRange(value); err != nil || got.r.Len == 0 || found {
+		if got, err = exchange.ParseContentRange(value); err != nil || got.Range.Len == 0 || found {
 			return got, malformed("a part has range %.100q", value)
 		}
 		found = true
 	}
 	return got, malformed("a part has more than %d headers", maxPartHeaders)
-}
-
-// check compares what a part says with what is known of the blob.
-func (c contentRange) check(size int64) error {
-	if c.total != blob.SizeUnknown && c.total != size || c.r.Check(size) != nil {
-		return fmt.Errorf("the blob has %d bytes, a part says %v of %d", size, c.r, c.total)
-	}
-	return nil
 }

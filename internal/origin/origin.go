@@ -26,22 +26,15 @@ package origin
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
-	"os"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/origin/exchange"
 )
 
 // Config says how registries are reached. The zero value of every field means
@@ -86,29 +79,11 @@ type Config struct {
 	Logger *slog.Logger
 	// Dial makes connections. Default: a net.Dialer with ConnectTimeout.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	transport http.RoundTripper // for tests
 }
 
 func (c Config) withDefaults() Config {
-	def := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
-		}
-	}
-	def(&c.ConnectTimeout, 5*time.Second)
-	def(&c.HeaderTimeout, 20*time.Second)
-	def(&c.IdleTimeout, 20*time.Second)
-	def(&c.Backoff, 200*time.Millisecond)
-	def(&c.MaxBackoff, 10*time.Second)
-	def(&c.MaxRetryAfter, time.Minute)
-	switch {
-	case c.Retries == 0:
-		c.Retries = 4
-	case c.Retries < 0:
-		c.Retries = 0
-	}
-	if c.MaxConns <= 0 {
-		c.MaxConns = 64
-	}
 	if c.MaxClients <= 0 {
 		c.MaxClients = 256
 	}
@@ -118,26 +93,15 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.Dial == nil {
-		c.Dial = (&net.Dialer{Timeout: c.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext
-	}
 	return c
 }
 
 // Stats counts what an Origin did. All fields may be read at any time.
 type Stats struct {
-	// Requests is the number of HTTP requests made, to any host.
-	Requests atomic.Int64
-	// Bytes is the number of body bytes received in all answers, those of
-	// blobs that had to be skipped included.
-	Bytes atomic.Int64
-	// Retries is the number of attempts made again after a failed one.
-	Retries atomic.Int64
+	// Stats counts requests, and bytes of all their answers.
+	exchange.Stats
 	// TokenFetches is the number of requests to token services.
 	TokenFetches atomic.Int64
-	// Redirects is the number of redirects followed; reads that went straight
-	// to a remembered target are not counted.
-	Redirects atomic.Int64
 	// RangesIgnored is the number of answers that brought a whole blob where a
 	// part was asked for.
 	RangesIgnored atomic.Int64
@@ -147,9 +111,8 @@ type Stats struct {
 // concurrent use.
 type Origin struct {
 	// Constant after New.
-	cfg        Config
-	standard   http.RoundTripper
-	transports map[string]http.RoundTripper // of hosts with CAFiles
+	cfg Config
+	x   *exchange.Client
 
 	stats Stats // atomics
 
@@ -164,68 +127,33 @@ type Origin struct {
 // Errors: a CA file that cannot be read or holds no certificate.
 func New(cfg Config) (*Origin, error) {
 	o := &Origin{
-		cfg:        cfg.withDefaults(),
-		transports: make(map[string]http.RoundTripper),
-		noRanges:   make(map[string]bool),
-		oneRange:   make(map[string]bool),
+		cfg:      cfg.withDefaults(),
+		noRanges: make(map[string]bool),
+		oneRange: make(map[string]bool),
 	}
 	o.clients = newLRU[clientKey, *client](o.cfg.MaxClients)
-	o.standard = o.newTransport(nil)
-	for host, files := range cfg.CAFiles {
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("load the system's certificate authorities: %w", err)
-		}
-		for _, file := range files {
-			pem, err := os.ReadFile(file)
-			if err != nil {
-				return nil, fmt.Errorf("read certificate authority of %s: %w", host, err)
-			}
-			if !roots.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("read certificate authority of %s: %s holds no PEM certificate", host, file)
-			}
-		}
-		o.transports[host] = o.newTransport(roots)
-	}
-	return o, nil
-}
-
-// newTransport returns a connection pool. One serves all clients, because
-// nothing of a credential sticks to a connection.
-func (o *Origin) newTransport(roots *x509.CertPool) *http.Transport {
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            o.cfg.Dial,
-		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    o.cfg.ConnectTimeout,
-		ResponseHeaderTimeout:  o.cfg.HeaderTimeout,
-		MaxConnsPerHost:        o.cfg.MaxConns,
-		MaxIdleConnsPerHost:    o.cfg.MaxConns,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: 256 << 10,
-		ForceAttemptHTTP2:      true,
-		// A blob's bytes are those of the digest; nothing may unpack them on the way.
-		DisableCompression: true,
-	}
+	var err error
+	o.x, err = exchange.New(exchange.Config{
+		Insecure: cfg.Insecure, CAFiles: cfg.CAFiles,
+		ConnectTimeout: cfg.ConnectTimeout, HeaderTimeout: cfg.HeaderTimeout, IdleTimeout: cfg.IdleTimeout,
+		Retries: cfg.Retries, Backoff: cfg.Backoff, MaxBackoff: cfg.MaxBackoff, MaxRetryAfter: cfg.MaxRetryAfter,
+		MaxConns: cfg.MaxConns, Logger: cfg.Logger, Dial: cfg.Dial, Transport: cfg.transport,
+	}, &o.stats.Stats)
+	return o, err
 }
 
 // Stats returns the Origin's counters.
 func (o *Origin) Stats() *Stats { return &o.stats }
 
+// Exchange returns what makes the Origin's requests, for those who want to ask
+// other servers with the same limits, connections and counters.
+func (o *Origin) Exchange() *exchange.Client { return o.x }
+
 // Close closes idle connections. Blobs and readers stay usable; an Origin
 // owns no goroutines.
 func (o *Origin) Close() error {
-	for _, rt := range o.transports {
-		closeIdle(rt)
-	}
-	closeIdle(o.standard)
+	o.x.Close()
 	return nil
-}
-
-func closeIdle(rt http.RoundTripper) {
-	if c, ok := rt.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
 }
 
 // NoRanges reports whether blobs of a repository, given as in
@@ -254,42 +182,15 @@ func (o *Origin) rangesIgnored(host string) {
 	}
 }
 
-// scheme returns how a host, which may have a port, is spoken to.
-func (o *Origin) scheme(host string) string {
-	if _, ok := lookup(host, o.cfg.CAFiles); ok {
-		return "https"
-	}
-	if slices.Contains(o.cfg.Insecure, host) || slices.Contains(o.cfg.Insecure, hostname(host)) || isLoopback(hostname(host)) {
-		return "http"
-	}
-	return "https"
-}
-
-// lookup finds what is said about a host: with its port, or else without.
-func lookup[V any](host string, m map[string]V) (V, bool) {
-	if v, ok := m[host]; ok {
-		return v, true
-	}
-	v, ok := m[hostname(host)]
-	return v, ok
-}
-
-func hostname(host string) string { return (&url.URL{Host: host}).Hostname() }
-
-func isLoopback(name string) bool {
-	if addr, err := netip.ParseAddr(name); err == nil {
-		return addr.IsLoopback()
-	}
-	name = strings.ToLower(name)
-	return name == "localhost" || strings.HasSuffix(name, ".localhost")
-}
-
 // Open implements blob.Source. Where ref.Size is known it makes no request;
 // else it asks the registry with HEAD, or for a first byte where that says
 // nothing. The credential is the context's, if it brings one.
 func (o *Origin) Open(ctx context.Context, ref blob.Ref) (blob.Blob, error) {
 	if err := ref.Validate(); err != nil {
 		return nil, err
+	}
+	if !blob.Verifiable(ref.Digest) {
+		return nil, blob.Errorf(blob.Invalid, "open %v: no registry has blobs of that name", ref)
 	}
 	c, err := o.client(ctx, ref.Repository)
 	if err != nil {

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -311,25 +309,6 @@ func TestUnreachable(t *testing.T) {
 	ref := blob.Ref{Digest: digest.FromString("x"), Size: 1, Repository: "127.0.0.1:1/some/repo"}
 	_, err := read(t, newOrigin(t), ref, blob.Range{Len: 1})
 	outcome{err: err, kind: blob.Unavailable, text: "connection refused (after 5 attempts)"}.check(t, ref, nil)
-}
-
-// TestSent holds answers in parts to what was asked: range 10-19 of 100 bytes.
-func TestSent(t *testing.T) {
-	want := blob.Range{Off: 10, Len: 10}
-	for header, ok := range map[string]bool{
-		"bytes 10-19/100": true, "bytes 10-19/*": true, "bytes 10-14/100": true,
-		"bytes 9-19/100": false, "bytes 9-18/100": false, "bytes 11-19/100": false, "bytes 10-20/100": false,
-		"bytes 10-19/99": false, "bytes */100": false, "": false, "bytes 0-9/100": false,
-	} {
-		resp := &http.Response{
-			StatusCode: http.StatusPartialContent, ContentLength: -1, Body: http.NoBody,
-			Header: http.Header{"Content-Range": {header}}, Request: httptest.NewRequest(http.MethodGet, "/", nil),
-		}
-		got, err := sent(resp, want, 100)
-		if ok && (err != nil || got.Off != want.Off) || !ok && blob.KindOf(err) != blob.Corrupt {
-			t.Errorf("%q: got %v, %v", header, got, err)
-		}
-	}
 }
 
 func TestWrongSize(t *testing.T) {

@@ -2,7 +2,6 @@ package origin
 
 import (
 	"errors"
-	"fmt"
 	"net/url"
 	"strings"
 	"testing"
@@ -11,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/origin/exchange"
 )
 
 func TestParseReference(t *testing.T) {
@@ -116,95 +116,6 @@ func FuzzParseChallenges(f *testing.F) {
 	})
 }
 
-func TestParseContentRange(t *testing.T) {
-	for _, c := range []struct {
-		in   string
-		want contentRange
-	}{
-		{"bytes 0-0/1", contentRange{blob.Range{Len: 1}, 1}},
-		{"bytes 5-9/10", contentRange{blob.Range{Off: 5, Len: 5}, 10}},
-		{" Bytes 5-9/* ", contentRange{blob.Range{Off: 5, Len: 5}, blob.SizeUnknown}},
-		{"bytes */10", contentRange{blob.Range{}, 10}},
-		{"bytes 0-9223372036854775806/9223372036854775807", contentRange{blob.Range{Len: 1<<63 - 1}, 1<<63 - 1}},
-	} {
-		if got, err := parseContentRange(c.in); err != nil || got != c.want {
-			t.Errorf("%q: got %v, want %v: %v", c.in, got, c.want, err)
-		}
-	}
-	for _, in := range []string{"", "bytes", "bytes 1-2", "bytes 2-1/5", "bytes 1-5/5", "bytes */*", "bytes -1-2/5", "bytes +1-2/5", "bytes 1-2/-5",
-		"items 1-2/5", "bytes 1-2/5/6", "bytes 0-9223372036854775807/*", "bytes 0-99999999999999999999/*", "bytes=1-2/5", "bytes 1 - 2/5"} {
-		if got, err := parseContentRange(in); err == nil {
-			t.Errorf("%q was accepted as %v", in, got)
-		}
-	}
-}
-
-func FuzzParseContentRange(f *testing.F) {
-	for _, s := range []string{"bytes 0-1/2", "bytes */5", "bytes 1-2/*", "bytes 0-9223372036854775807/*"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		c, err := parseContentRange(s)
-		if err != nil {
-			return
-		}
-		total := "*"
-		if c.total != blob.SizeUnknown {
-			total = fmt.Sprint(c.total)
-			if err := c.r.Check(c.total); err != nil {
-				t.Errorf("%q: %v", s, err)
-			}
-		}
-		part := "*"
-		if c.r.Len > 0 {
-			part = c.r.String()
-		}
-		if again, err := parseContentRange("bytes " + part + "/" + total); err != nil || again != c {
-			t.Errorf("%q is %v, written again %v: %v", s, c, again, err)
-		}
-	})
-}
-
-func TestParseRetryAfter(t *testing.T) {
-	now := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-	for in, want := range map[string]time.Duration{
-		"": 0, "0": 0, "5": 5 * time.Second, " 120 ": 2 * time.Minute, "-5": 0, "1.5": 0, "soon": 0,
-		"99999999999999999999999": maxWait, "18446744073709551615": maxWait,
-		"Sat, 01 Jan 2000 00:00:10 GMT": 10 * time.Second, "Fri, 31 Dec 1999 00:00:00 GMT": 0,
-		"Fri, 31 Dec 9999 23:59:59 GMT": maxWait, "Saturday, 01-Jan-00 00:01:00 GMT": time.Minute,
-	} {
-		if got := parseRetryAfter(in, now); got != want {
-			t.Errorf("%q: %v, want %v", in, got, want)
-		}
-	}
-}
-
-func FuzzParseRetryAfter(f *testing.F) {
-	for _, s := range []string{"5", "Sat, 01 Jan 2000 00:00:10 GMT", "99999999999999999999", "-1"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if d := parseRetryAfter(s, time.Unix(0, 0)); d < 0 || d > maxWait {
-			t.Errorf("%q: %v", s, d)
-		}
-	})
-}
-
-func TestBackoff(t *testing.T) {
-	const base, limit = 200 * time.Millisecond, 10 * time.Second
-	for n := 1; n < 100; n++ {
-		want := limit
-		if n <= 6 {
-			want = base << (n - 1)
-		}
-		for range 50 {
-			if d := backoff(n, base, limit); d < want/2 || d > want {
-				t.Fatalf("wait after failure %d: %v, want half of %v to all of it", n, d, want)
-			}
-		}
-	}
-}
-
 func TestTargetExpiry(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for query, want := range map[string]time.Duration{
@@ -229,30 +140,6 @@ func TestTargetExpiry(t *testing.T) {
 	}
 }
 
-func TestParseErrors(t *testing.T) {
-	for in, want := range map[string]string{
-		"": "", "{}": "", "null": "", "<html>": "", `{"errors":[{}]}`: "",
-		`{"errors":[{"code":"A","message":"b"},{"message":"c"},{"code":"D"}]}`: "b (A); c; D",
-		`{"errors":[{"message":"two\nlines\u001b[31m"}]}`:                      "two lines [31m",
-		`{"details":"incorrect username or password"}`:                         "incorrect username or password",
-		`{"error":"invalid_grant","error_description":"expired"}`:              "expired",
-		`{"errors":[{"message":"` + strings.Repeat("é", 400) + `"}]}`:          strings.Repeat("é", maxErrorText) + "...",
-	} {
-		if got := parseErrors([]byte(in)); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}
-
-func FuzzParseErrors(f *testing.F) {
-	f.Add([]byte(`{"errors":[{"code":"A","message":"b"}],"details":"x"}`))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		if got := parseErrors(body); len([]rune(got)) > maxErrorText+3 || strings.ContainsAny(got, "\r\n\x1b") {
-			t.Errorf("%q: %q", body, got)
-		}
-	})
-}
-
 func TestParseToken(t *testing.T) {
 	for _, c := range []struct {
 		in, token string
@@ -261,7 +148,7 @@ func TestParseToken(t *testing.T) {
 		{`{"token":"a"}`, "a", time.Minute},
 		{`{"access_token":"b","expires_in":300}`, "b", 5 * time.Minute},
 		{`{"token":"a","access_token":"b","expires_in":0.5}`, "a", 500 * time.Millisecond},
-		{`{"token":"a","expires_in":1e300}`, "a", maxWait},
+		{`{"token":"a","expires_in":1e300}`, "a", exchange.MaxWait},
 		{`{"token":"a","expires_in":-1}`, "a", time.Minute},
 		{`{}`, "", 0}, {`{"token":"a\r\nX: y"}`, "", 0}, {`secret`, "", 0}, {`{"token":5}`, "", 0}, {"", "", 0},
 	} {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/origin/exchange"
 )
 
 const (
@@ -66,8 +67,7 @@ func (b *openBlob) ReadRanges(ctx context.Context, ranges []blob.Range, land blo
 }
 
 func (s *several) read() error {
-	t := tries{o: s.b.c.o}
-	since := int64(0) // landed, at the last failure
+	t := s.b.c.o.x.Tries()
 	for {
 		batch, header := s.batch()
 		if len(batch) == 0 {
@@ -78,6 +78,7 @@ func (s *several) read() error {
 		}
 		before := s.landed
 		err := s.ask(batch, header)
+		t.Progress(s.landed - before)
 		switch {
 		case s.landFail != nil:
 			return s.landFail
@@ -86,11 +87,7 @@ func (s *several) read() error {
 		case err == nil:
 			continue
 		}
-		if s.landed-since >= minProgress {
-			t.failed = 0
-		}
-		since = s.landed
-		if err := t.again(s.ctx, err); err != nil {
+		if err := t.Again(s.ctx, err); err != nil {
 			return err
 		}
 	}
@@ -127,7 +124,7 @@ func (s *several) readSingly() error {
 		}
 		g.Go(func() error {
 			if ctx.Err() != nil {
-				return ended(ctx)
+				return exchange.Ended(ctx)
 			}
 			return blob.LandRange(ctx, s.b, w.left(), make([]byte, 32<<10), func(off int64, p []byte) error {
 				return s.deliver(i, p)
@@ -136,7 +133,7 @@ func (s *several) readSingly() error {
 	}
 	err := g.Wait()
 	if err != nil && s.ctx.Err() != nil {
-		return ended(s.ctx)
+		return exchange.Ended(s.ctx)
 	}
 	return err
 }
@@ -170,7 +167,7 @@ func (s *several) ask(batch []int, header string) error {
 	corrupt := func(err error) error { return blob.Errorf(blob.Corrupt, "GET %s: %w", resp.Request.URL.Host, err) }
 	switch resp.StatusCode {
 	case http.StatusBadRequest, http.StatusRequestedRangeNotSatisfiable:
-		discard(resp)
+		exchange.Discard(resp)
 		c.o.severalRefused(c.repo.host)
 		return nil
 	case http.StatusOK:
@@ -181,7 +178,7 @@ func (s *several) ask(batch []int, header string) error {
 		return s.part(blob.Range{Len: size}, resp.Body, resp.Request.URL.Host)
 	case http.StatusPartialContent:
 	default:
-		return statusFailure(resp, time.Now())
+		return exchange.StatusFailure(resp, time.Now())
 	}
 	if isMultipart(resp.Header.Get("Content-Type")) {
 		err := s.parts(resp)
@@ -190,17 +187,17 @@ func (s *several) ask(batch []int, header string) error {
 		}
 		return err
 	}
-	got, err := parseContentRange(resp.Header.Get("Content-Range"))
+	got, err := exchange.ParseContentRange(resp.Header.Get("Content-Range"))
 	if err == nil {
-		err = got.check(size)
+		err = got.Check(size)
 	}
 	if err != nil {
 		return corrupt(err)
 	}
-	if s.touched(batch, got.r) < 2 {
+	if s.touched(batch, got.Range) < 2 {
 		c.o.severalRefused(c.repo.host) // it answers the first alone
 	}
-	return s.part(got.r, resp.Body, resp.Request.URL.Host)
+	return s.part(got.Range, resp.Body, resp.Request.URL.Host)
 }
 
 // touched counts the ranges of batch of which r has bytes.
@@ -224,20 +221,20 @@ func (s *several) parts(resp *http.Response) error {
 		got, err := p.next()
 		if err == io.EOF {
 			// The end of the body frees the connection for the next request.
-			_, _ = io.CopyN(io.Discard, p.r, maxErrorBody)
+			_, _ = io.CopyN(io.Discard, p.r, exchange.MaxErrorBody)
 			return nil
 		}
 		if err != nil {
-			return early(err, host, s.missing())
+			return exchange.Early(err, host, s.missing())
 		}
-		if err := got.check(size); err != nil {
+		if err := got.Check(size); err != nil {
 			return malformed("%w", err)
 		}
-		if s.touched(s.all(), got.r) == 0 {
-			return malformed("a part brings range %v, which was not asked for", got.r)
+		if s.touched(s.all(), got.Range) == 0 {
+			return malformed("a part brings range %v, which was not asked for", got.Range)
 		}
-		body := io.LimitReader(p.r, got.r.Len)
-		if err := s.part(got.r, body, host); err != nil {
+		body := io.LimitReader(p.r, got.Range.Len)
+		if err := s.part(got.Range, body, host); err != nil {
 			return err
 		}
 		if n, _ := io.CopyN(io.Discard, body, maxSkip); n == maxSkip {
@@ -275,7 +272,7 @@ func (s *several) part(r blob.Range, body io.Reader, host string) error {
 		if skip := w.next - r.Off; skip > maxSkip {
 			return nil // and ask for it again
 		} else if n, err := io.CopyN(io.Discard, body, skip); err != nil {
-			return early(err, host, r.Len-n)
+			return exchange.Early(err, host, r.Len-n)
 		}
 		r = blob.Range{Off: w.next, Len: r.End() - w.next}
 		for w.next < min(w.end, r.End()) {
@@ -286,7 +283,7 @@ func (s *several) part(r blob.Range, body io.Reader, host string) error {
 				}
 			}
 			if err != nil && w.next < min(w.end, r.End()) {
-				return early(err, host, r.End()-w.next)
+				return exchange.Early(err, host, r.End()-w.next)
 			}
 		}
 		r = blob.Range{Off: w.next, Len: r.End() - w.next}

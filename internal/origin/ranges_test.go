@@ -237,11 +237,11 @@ func readParts(contentType, text string) (got string, err error) {
 		if err != nil {
 			return got, err
 		}
-		data := make([]byte, c.r.Len)
+		data := make([]byte, c.Range.Len)
 		if _, err := io.ReadFull(p.r, data); err != nil {
 			return got, err
 		}
-		got += fmt.Sprintf("%v/%d=%s;", c.r, c.total, data)
+		got += fmt.Sprintf("%v/%d=%s;", c.Range, c.Total, data)
 	}
 }
 
@@ -304,10 +304,10 @@ func FuzzParts(f *testing.F) {
 				}
 				return
 			}
-			if c.r.Len <= 0 || c.r.Off < 0 || c.total != blob.SizeUnknown && c.r.End() > c.total {
+			if c.Range.Len <= 0 || c.Range.Off < 0 || c.Total != blob.SizeUnknown && c.Range.End() > c.Total {
 				t.Fatalf("accepted %+v", c)
 			}
-			n, _ := io.CopyN(io.Discard, p.r, c.r.Len)
+			n, _ := io.CopyN(io.Discard, p.r, c.Range.Len)
 			if left -= n; left < 0 {
 				t.Fatal("parts have more bytes than there are")
 			}

@@ -2,18 +2,14 @@ package origin
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"io/fs"
-	"mime"
 	"net/http"
-	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/origin/exchange"
 )
 
 // openBlob is a blob.Blob at a registry.
@@ -39,7 +35,7 @@ func (b *openBlob) ReadRange(ctx context.Context, rng blob.Range) (io.ReadCloser
 	if rng.Len == 0 {
 		return http.NoBody, nil
 	}
-	r := &reader{ctx: ctx, b: b, rng: rng, off: rng.Off, tries: tries{o: b.c.o}}
+	r := &reader{ctx: ctx, b: b, rng: rng, off: rng.Off, tries: b.c.o.x.Tries()}
 	if rng.Len == b.ref.Size {
 		r.verifier = b.ref.Digest.Verifier()
 	}
@@ -57,17 +53,12 @@ type reader struct {
 	rng      blob.Range
 	verifier digest.Verifier // nil unless rng is the whole blob
 
-	off      int64         // of the next byte to deliver
-	body     io.ReadCloser // at off; nil between answers
-	left     int64         // bytes body still promises
-	tries    tries
-	progress int64 // bytes since the last failure
-	err      error // what Read returns from now on
+	off   int64         // of the next byte to deliver
+	body  io.ReadCloser // at off; nil between answers
+	left  int64         // bytes body still promises
+	tries *exchange.Tries
+	err   error // what Read returns from now on
 }
-
-// minProgress is how many bytes forgive the failures before them: enough that
-// a server which breaks off every answer cannot keep a read busy for ever.
-const minProgress = 256 << 10
 
 func (r *reader) Read(p []byte) (int, error) {
 	if r.err != nil || len(p) == 0 {
@@ -101,10 +92,9 @@ func (r *reader) read(p []byte) (int, error) {
 		if err == nil {
 			continue
 		}
-		err = early(err, r.b.c.repo.host, r.left)
+		err = exchange.Early(err, r.b.c.repo.host, r.left)
 		r.drop()
-		r.progress = 0
-		if err := r.tries.again(r.ctx, err); err != nil {
+		if err := r.tries.Again(r.ctx, err); err != nil {
 			return 0, err
 		}
 	}
@@ -115,9 +105,7 @@ func (r *reader) advance(p []byte) {
 	n := int64(len(p))
 	r.off += n
 	r.left -= n
-	if r.progress += n; r.progress >= minProgress {
-		r.tries.failed = 0
-	}
+	r.tries.Progress(n)
 	if r.verifier != nil {
 		_, _ = r.verifier.Write(p) // a hash does not fail
 	}
@@ -147,7 +135,7 @@ func (r *reader) open() error {
 		if err == nil {
 			break
 		}
-		if err = r.tries.again(r.ctx, err); err != nil {
+		if err = r.tries.Again(r.ctx, err); err != nil {
 			return err
 		}
 	}
@@ -166,7 +154,7 @@ func (r *reader) ask() error {
 	if err != nil {
 		return err
 	}
-	got, err := sent(resp, want, r.b.ref.Size)
+	got, err := exchange.Sent(resp, want, r.b.ref.Size)
 	if err != nil {
 		resp.Body.Close()
 		return err
@@ -178,63 +166,11 @@ func (r *reader) ask() error {
 		n, err := io.CopyN(io.Discard, resp.Body, skip)
 		if err != nil {
 			resp.Body.Close()
-			return early(err, resp.Request.URL.Host, got.Len-n)
+			return exchange.Early(err, resp.Request.URL.Host, got.Len-n)
 		}
 	}
 	r.body, r.left = resp.Body, got.End()-want.Off
 	return nil
-}
-
-// early says it better where err, of reading a body, means that the body
-// ended with bytes missing.
-func early(err error, host string, missing int64) error {
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-		return &failure{again: true, err: blob.Errorf(blob.Unavailable, "GET %s: the answer ends %d bytes early", host, missing)}
-	}
-	return err
-}
-
-// sent returns which part of the blob an answer brings, having checked that
-// it can be used for want: it starts at want.Off, or at 0 if the server does
-// not do ranges. The error is Corrupt where the answer contradicts what was
-// asked or what is known of the blob.
-func sent(resp *http.Response, want blob.Range, size int64) (blob.Range, error) {
-	corrupt := func(format string, args ...any) (blob.Range, error) {
-		return blob.Range{}, blob.Errorf(blob.Corrupt, "GET %s: %w", resp.Request.URL.Host, fmt.Errorf(format, args...))
-	}
-	contentRange, err := parseContentRange(resp.Header.Get("Content-Range"))
-	got := contentRange.r
-	switch resp.StatusCode {
-	case http.StatusOK:
-		got = blob.Range{Len: size}
-		if resp.ContentLength >= 0 && resp.ContentLength != size {
-			return corrupt("the blob has %d bytes, not the expected %d", resp.ContentLength, size)
-		}
-		return got, nil
-	case http.StatusPartialContent:
-	case http.StatusRequestedRangeNotSatisfiable:
-		discard(resp)
-		if err == nil && contentRange.total != size {
-			return corrupt("the blob has %d bytes, not the expected %d", contentRange.total, size)
-		}
-		return corrupt("the server has no range %v of a blob of %d bytes", want, size)
-	default:
-		return got, statusFailure(resp, time.Now())
-	}
-	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); strings.HasPrefix(t, "multipart/") {
-		return corrupt("answered range %v with %s", want, t)
-	}
-	switch {
-	case err != nil:
-		return corrupt("answered range %v with a bad header: %w", want, err)
-	case contentRange.total != blob.SizeUnknown && contentRange.total != size:
-		return corrupt("the blob has %d bytes, not the expected %d", contentRange.total, size)
-	case got.Off != want.Off || got.Len == 0 || got.End() > want.End():
-		return corrupt("answered range %v with range %v", want, got)
-	case resp.ContentLength > got.Len:
-		return corrupt("answered range %v with %d bytes", want, resp.ContentLength)
-	}
-	return got, nil
 }
 
 // drop lets go of the body.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/origin/exchange"
 )
 
 // authorizer knows what to put into the Authorization header of one client's
@@ -59,7 +60,7 @@ func (a *authorizer) authorization(ctx context.Context) (string, error) {
 // refused tells the authorizer that the registry answered 401 to a request
 // with the authorization used, and returns a new one. The failure is returned
 // where the answer does not say what the registry wants.
-func (a *authorizer) refused(ctx context.Context, used string, answer http.Header, f *failure) (string, error) {
+func (a *authorizer) refused(ctx context.Context, used string, answer http.Header, f *exchange.Failure) (string, error) {
 	var basic *challenge
 	var schemes []string
 	for _, c := range parseChallenges(answer.Values("WWW-Authenticate")) {
@@ -87,7 +88,7 @@ func (a *authorizer) renew(ctx context.Context, used string, demand challenge) (
 	case a.turn <- struct{}{}:
 		defer func() { <-a.turn }()
 	case <-ctx.Done():
-		return "", ended(ctx)
+		return "", exchange.Ended(ctx)
 	}
 	a.mu.Lock()
 	header := a.header
@@ -147,7 +148,7 @@ func (a *authorizer) fetchToken(ctx context.Context, demand challenge, cred Cred
 	}
 	var token string
 	var life time.Duration
-	err = a.o.retry(ctx, func() (err error) {
+	err = a.o.x.Retry(ctx, func() (err error) {
 		token, life, err = a.askToken(ctx, realm, demand, cred)
 		return err
 	})
@@ -168,7 +169,7 @@ func (a *authorizer) realm(demand challenge, cred Credential) (*url.URL, error) 
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, blob.Errorf(blob.Invalid, "authenticate to %s: its token service has no usable address", a.repo.host)
 	}
-	if u.Scheme == "http" && cred != (Credential{}) && a.o.scheme(u.Host) != "http" {
+	if u.Scheme == "http" && cred != (Credential{}) && a.o.x.Scheme(u.Host) != "http" {
 		return nil, blob.Errorf(blob.Unauthorized, "authenticate to %s: its token service on %s wants credentials over plain HTTP; list that host as insecure if that is meant", a.repo.host, u.Host)
 	}
 	return u, nil
@@ -180,15 +181,15 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, demand challe
 		return "", 0, err
 	}
 	a.o.stats.TokenFetches.Add(1)
-	resp, err := a.o.roundTrip(req)
+	resp, err := a.o.x.RoundTrip(req)
 	if err == nil && req.Method == http.MethodGet {
-		resp, err = a.o.follow(resp)
+		resp, err = a.o.x.Follow(resp, anonymous)
 	}
 	if err != nil {
 		return "", 0, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", 0, statusFailure(resp, time.Now())
+		return "", 0, exchange.StatusFailure(resp, time.Now())
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer))
@@ -258,7 +259,7 @@ func parseToken(body []byte) (token string, life time.Duration, err error) {
 	}
 	life = defaultTokenLife
 	if doc.ExpiresIn > 0 {
-		life = time.Duration(min(doc.ExpiresIn, maxWait.Seconds()) * float64(time.Second))
+		life = time.Duration(min(doc.ExpiresIn, exchange.MaxWait.Seconds()) * float64(time.Second))
 	}
 	return token, life, nil
 }

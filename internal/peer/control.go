@@ -21,6 +21,13 @@ import (
 //	POST   /v1/mounts            mountRequest  -> Mounted
 //	DELETE /v1/mounts?target=…&lazily=true
 //	GET    /v1/status                          -> Status
+//	GET    /v1/file?url=…&tag=…&digest=…       -> the file, or a Range of it
+//	GET    /v1/blobs                           -> []BlobStatus
+//	GET    /v1/blobs/{digest}                  -> BlobStatus
+//	DELETE /v1/blobs/{digest}
+//	GET    /v1/peers                           -> SwarmPeers
+//	GET    /v1/swarm/blobs                     -> SwarmBlobs
+//	GET    /v1/swarm/blobs/{digest}            -> SwarmBlobs
 //
 // A failure has a status from statusOf and an errorBody.
 
@@ -72,16 +79,27 @@ func (p *Peer) handler() http.Handler {
 		s, err := p.Status(r.Context())
 		p.answer(w, s, err)
 	})
+	p.handleBlobs(mux)
+	p.handleSwarm(mux)
 	return mux
 }
 
 // answer writes v, or err where there is one.
 func (p *Peer) answer(w http.ResponseWriter, v any, err error) {
-	status := http.StatusOK
 	if err != nil {
-		kind := blob.KindOf(err)
-		status, v = statusOf[kind], errorBody{kind.Error(), err.Error()}
+		p.answerWith(w, statusOf[blob.KindOf(err)], err)
+		return
 	}
+	p.answerJSON(w, http.StatusOK, v)
+}
+
+// answerWith answers with err, and with a status of its own.
+func (p *Peer) answerWith(w http.ResponseWriter, status int, err error) {
+	p.answerJSON(w, status, errorBody{blob.KindOf(err).Error(), err.Error()})
+}
+
+func (p *Peer) answerJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Del("Content-Length")
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(v); err != nil {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -29,6 +30,7 @@ import (
 	"skimmer/internal/origin/keychain"
 	"skimmer/internal/snapshot"
 	"skimmer/internal/store"
+	"skimmer/internal/swarm"
 )
 
 // Config says how a Peer is built. DataDir and Socket are required; the zero
@@ -59,6 +61,8 @@ type Config struct {
 	Holder []string
 	// Snapshotter says how containerd is served.
 	Snapshotter SnapshotterConfig
+	// Swarm, where set, says how blobs are exchanged with other nodes.
+	Swarm *SwarmConfig
 	// Kubernetes, where set, says where to look for image pull secrets.
 	Kubernetes *keychain.KubernetesConfig
 	// ExitWhenIdle makes Run return once nothing is mounted any more: for a
@@ -77,18 +81,21 @@ const idleStart = time.Minute
 // Close frees it. Its methods are safe for concurrent use.
 type Peer struct {
 	// Constant after New.
-	cfg    Config
-	log    *slog.Logger
-	since  time.Time
-	origin *origin.Origin
-	store  *store.Store
-	images *image.Library
-	pulls  *pulls
+	cfg      Config
+	log      *slog.Logger
+	since    time.Time
+	origin   *origin.Origin
+	store    *store.Store
+	images   *image.Library
+	pulls    *pulls
+	upstream *Files
 
 	// nil where it was not asked for.
 	kubernetes *keychain.Kubernetes
 	containerd *containerd
 	holder     *holder.Holder
+	member     *member
+	swarm      atomic.Pointer[swarm.Swarm] // of member; the store asks for it from the beginning
 
 	// FromOrigin counts what was read from registries as blobs.
 	FromOrigin blob.Counter
@@ -117,19 +124,23 @@ func New(cfg Config) (_ *Peer, err error) {
 		return nil, fmt.Errorf("start peer: %w", err)
 	}
 	p := &Peer{cfg: cfg, log: cfg.Logger, since: time.Now(), idle: make(chan struct{})}
+	p.cfg.Store.Lost = p.lost
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("start peer: %w", err), p.free())
 		}
 	}()
 	// The store locks the data directory, so all else comes after it.
-	if p.store, err = store.Open(cfg.Store); err != nil {
+	if p.store, err = store.Open(p.cfg.Store); err != nil {
 		return nil, err
 	}
 	if err := p.openCredentials(); err != nil {
 		return nil, err
 	}
 	if p.origin, err = origin.New(p.cfg.Origin); err != nil {
+		return nil, err
+	}
+	if err := p.openSwarm(); err != nil {
 		return nil, err
 	}
 	// Before the layer device is served: a process that serves it must not
@@ -242,9 +253,13 @@ func (p *Peer) forget(d digest.Digest) {
 }
 
 // source is the path of a byte, nearest hop first: what the store has is
-// served from disk, the rest comes from the origin, counted, and is kept.
+// served from disk, the rest comes from other nodes if there are any, or from
+// the origin, counted, and is kept.
 func (p *Peer) source() blob.Source {
-	return p.store.Through(blob.Meter(p.origin, &p.FromOrigin))
+	if p.member != nil {
+		return p.member.swarm
+	}
+	return p.store.Through(blob.Meter(p.files(), &p.FromOrigin))
 }
 
 // Close stops the node and writes down what the next one wants to know. With
@@ -268,6 +283,9 @@ func (p *Peer) free() error {
 	if p.images != nil {
 		errs = append(errs, p.images.Close(), p.releaseHolder())
 	}
+	if p.member != nil {
+		errs = append(errs, p.member.free())
+	}
 	if p.origin != nil {
 		errs = append(errs, p.origin.Close())
 	}
@@ -289,6 +307,9 @@ func (p *Peer) Run(ctx context.Context, ready func()) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	group.Go(func() error { return p.serveControl(ctx, ln) })
+	if p.member != nil {
+		group.Go(func() error { return p.member.run(ctx) })
+	}
 	if p.containerd != nil {
 		ln, err := listen(p.cfg.Snapshotter.Socket)
 		if err != nil {
@@ -478,10 +499,12 @@ type Status struct {
 	Mounts  []MountStatus `json:"mounts"`
 	// Snapshotter is nil where containerd is not served.
 	Snapshotter *SnapshotterStatus `json:"snapshotter,omitempty"`
+	// Swarm is nil where no blobs are exchanged with other nodes.
+	Swarm *SwarmStatus `json:"swarm,omitempty"`
 }
 
 // Status returns the peer's state.
-func (p *Peer) Status(context.Context) (Status, error) {
+func (p *Peer) Status(ctx context.Context) (Status, error) {
 	s := Status{PID: os.Getpid(), Version: p.cfg.Version, Since: p.since, DataDir: p.cfg.DataDir, Mounts: []MountStatus{}}
 	st := p.origin.Stats()
 	s.Origin = OriginStatus{Requests: st.Requests.Load(), Bytes: st.Bytes.Load(), Retries: st.Retries.Load()}
@@ -496,6 +519,12 @@ func (p *Peer) Status(context.Context) (Status, error) {
 		s.Snapshotter = &SnapshotterStatus{Socket: p.cfg.Snapshotter.Socket, Pulled: []PulledStatus{}}
 		for _, l := range p.images.PulledStates() {
 			s.Snapshotter.Pulled = append(s.Snapshotter.Pulled, PulledStatus{l.Image, LayerStatus(l.LayerState), l.Mounted})
+		}
+	}
+	if p.member != nil {
+		var err error
+		if s.Swarm, err = p.member.status(ctx); err != nil {
+			return Status{}, err
 		}
 	}
 	return s, nil

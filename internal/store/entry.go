@@ -103,6 +103,9 @@ func (e *entry) account(n int64) {
 	e.bytes += n
 	e.s.mu.Unlock()
 	e.s.used.Add(n)
+	if n < 0 && e.s.cfg.Lost != nil {
+		e.s.cfg.Lost(e.digest)
+	}
 }
 
 // occupied returns how many bytes e takes on disk.

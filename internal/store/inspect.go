@@ -17,9 +17,11 @@ type Info struct {
 	// Size is the blob's length in bytes, Present how many of them are held.
 	Size, Present int64
 	MediaType     string
-	// Repository is where it came from first.
-	Repository string
-	// Complete is whether all of it is held and its digest was right.
+	// Repository is where it came from first; URL, without its query, where a
+	// plain URL had it.
+	Repository, URL string
+	// Complete is whether all of it is held and its digest, if it has one that
+	// says what its bytes are, was right.
 	Complete bool
 	// Pinned is whether Pin keeps it.
 	Pinned bool
@@ -95,8 +97,8 @@ func (s *Store) List() ([]Info, error) {
 
 // Stat says what is held of blob d; NotFound if nothing.
 func (s *Store) Stat(d digest.Digest) (Info, error) {
-	if err := d.Validate(); err != nil {
-		return Info{}, blob.Errorf(blob.Invalid, "stat blob %q: %w", d, err)
+	if err := blob.CheckDigest(d); err != nil {
+		return Info{}, blob.Errorf(blob.Invalid, "stat blob: %w", err)
 	}
 	e, err := s.acquire(d)
 	if err != nil {
@@ -113,7 +115,7 @@ func (s *Store) Stat(d digest.Digest) (Info, error) {
 	defer s.mu.Unlock()
 	return Info{
 		Digest: d, Size: e.geo.size, Present: e.presentBytes(),
-		MediaType: e.info.MediaType, Repository: e.info.Repository,
+		MediaType: e.info.MediaType, Repository: e.info.Repository, URL: e.info.URL,
 		Complete: e.complete, Pinned: s.pins[d] > 0, LastUsed: e.lastUsed,
 	}, nil
 }

@@ -104,6 +104,7 @@ type info struct {
 	PieceSize  int64         `json:"pieceSize"`
 	MediaType  string        `json:"mediaType,omitempty"`
 	Repository string        `json:"repository,omitempty"`
+	URL        string        `json:"url,omitempty"` // without its query
 }
 
 func encodeInfo(i info) ([]byte, error) {
@@ -125,8 +126,8 @@ func decodeInfo(p []byte) (info, error) {
 	if i.Version != infoVersion {
 		return info{}, blob.Errorf(blob.Corrupt, "decode %s: version %d, want %d", infoName, i.Version, infoVersion)
 	}
-	if err := i.Digest.Validate(); err != nil {
-		return info{}, blob.Errorf(blob.Corrupt, "decode %s: digest %q: %w", infoName, i.Digest, err)
+	if err := blob.CheckDigest(i.Digest); err != nil {
+		return info{}, blob.Errorf(blob.Corrupt, "decode %s: %w", infoName, err)
 	}
 	if i.Size < 0 || i.Size > maxSize {
 		return info{}, blob.Errorf(blob.Corrupt, "decode %s: size %d is not in [0, %d]", infoName, i.Size, maxSize)

@@ -210,6 +210,7 @@ func (r *reader) readUnchecked(p []byte, i int) (int, error) {
 func (r *reader) hit(n int) {
 	if r.cur == nil && r.own == nil {
 		r.h.e.s.count.hitBytes.Add(int64(n))
+		blob.TrafficOf(r.ctx).Local.Add(int64(n))
 	}
 }
 

@@ -131,9 +131,17 @@ func (e *entry) agree(ref blob.Ref, size int64) error {
 	}
 	e.setGeometry(info{
 		Version: infoVersion, Digest: e.digest, Size: size, PieceSize: geometryOf(size, e.s.cfg.PieceSize).pieceSize,
-		MediaType: ref.MediaType, Repository: ref.Repository,
+		MediaType: ref.MediaType, Repository: ref.Repository, URL: urlOf(ref),
 	})
 	return nil
+}
+
+// urlOf returns what is written down of a reference's URL.
+func urlOf(ref blob.Ref) string {
+	if ref.URL == "" {
+		return ""
+	}
+	return ref.Place()
 }
 
 // source returns the blob of the source behind, opened once.
@@ -163,9 +171,10 @@ func (h *handle) source(ctx context.Context) (blob.Blob, error) {
 	return next, nil
 }
 
-// sameSource reports whether what fails for h would fail for g.
+// sameSource reports whether what fails for h would fail for g. What a web
+// server answers may depend on headers that are not in the reference.
 func (h *handle) sameSource(g *handle) bool {
-	return h.from == g.from && h.ref.Repository == g.ref.Repository
+	return h == g || h.from == g.from && h.ref.Repository == g.ref.Repository && h.ref.URL == "" && g.ref.URL == ""
 }
 
 // slack is how far, in bytes, a read may begin from where the last one ended

@@ -65,6 +65,10 @@ type Config struct {
 	// most that is asked for at once. Both are rounded up to pieces. Defaults:
 	// 256 KiB and 8 MiB.
 	RandomRun, SequentialRun int64
+	// Lost, where set, is told of blobs of which something is not held any more,
+	// whatever the reason. It is called with locks held: it must be quick and
+	// must not use the Store.
+	Lost func(d digest.Digest)
 	// Logger receives what a person may need to know. Default: discard.
 	Logger *slog.Logger
 	// FS lets tests fail file operations; leave it zero.
@@ -210,7 +214,7 @@ func lockDir(dir string) (*os.File, error) {
 // scan makes an entry for every blob in the folder and clears away what is
 // left of those whose creation or removal was interrupted.
 func (s *Store) scan() error {
-	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
+	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512, blob.AlgorithmURL} {
 		prefixes, err := names(filepath.Join(s.root, alg.String()))
 		if err != nil {
 			return err
@@ -222,7 +226,7 @@ func (s *Store) scan() error {
 			}
 			for _, hex := range hexes {
 				d := digest.NewDigestFromEncoded(alg, hex)
-				if d.Validate() == nil && hex[:2] == prefix {
+				if blob.CheckDigest(d) == nil && hex[:2] == prefix {
 					s.survey(newEntry(s, d))
 				}
 			}

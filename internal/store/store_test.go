@@ -198,7 +198,7 @@ func TestLayoutOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := decodeInfo(text)
-	want := info{1, refs[0].Digest, int64(len(content)), 256 << 10, refs[0].MediaType, refs[0].Repository}
+	want := info{1, refs[0].Digest, int64(len(content)), 256 << 10, refs[0].MediaType, refs[0].Repository, ""}
 	if err != nil || got != want {
 		t.Errorf("info.json = %+v, %v, want %+v", got, err, want)
 	}

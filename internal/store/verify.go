@@ -95,7 +95,26 @@ func (e *entry) kickHash() {
 	if e.hashing || e.complete {
 		return
 	}
+	if !blob.Verifiable(e.digest) {
+		e.complete = e.missing() == 0 // there is nothing more to compare
+		if e.complete {
+			e.hashing = e.s.spawn(e, e.settle)
+		}
+		return
+	}
 	e.hashing = e.s.spawn(e, e.hash)
+}
+
+// settle is what remains of hashing where there is no digest to compare: to
+// note that the blob is complete.
+func (e *entry) settle() {
+	e.mu.Lock()
+	e.hashing = false
+	e.broadcast()
+	e.mu.Unlock()
+	if err := e.persistComplete(); err != nil {
+		e.s.log.Warn("cannot note that a blob is complete: it will be noted later", "digest", e.digest, "error", err)
+	}
 }
 
 // hash reads the blob from disk, from where hashing stopped to the first
@@ -241,4 +260,24 @@ func (e *entry) verdict(ctx context.Context, resets int) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// Verifier is implemented by blobs of a Store.
+type Verifier interface {
+	// Verify waits until the digest of the blob, all of which is held, was
+	// compared with its content. It returns nil if that was right, or cannot be
+	// compared because not all is held or the name says nothing of the content,
+	// and a Corrupt error if what was held is dropped. Safe for concurrent use.
+	Verify(ctx context.Context) error
+}
+
+// Verify implements Verifier.
+func (o *opened) Verify(ctx context.Context) error {
+	o.e.mu.Lock()
+	resets := o.e.resets
+	o.e.mu.Unlock()
+	if err := o.e.verdict(ctx, resets); err != nil {
+		return blob.Errorf(blob.KindOf(err), "verify %v: %w", o.ref, err)
+	}
+	return nil
 }

@@ -257,6 +257,7 @@ func (c *Client) exchange(ctx context.Context, q request) (*exchange, error) {
 	}).WithContext(x.ctx)
 	if q.r.Len > 0 {
 		req.Header["Range"] = []string{"bytes=" + q.r.String()}
+		setOrigin(ctx, req.Header)
 	}
 	x.stall = time.AfterFunc(c.cfg.StallTimeout, func() { x.cancel(errStalled) })
 	resp, err := c.transport.RoundTrip(req)

@@ -132,7 +132,7 @@ func (s *Server) get(w http.ResponseWriter, req *http.Request, d digest.Digest) 
 		return
 	}
 	defer s.leave()
-	s.upload(req.Context(), w, d, r)
+	s.upload(originContext(req), w, d, r)
 }
 
 // admit takes an upload slot, to be given back with leave, or says why there

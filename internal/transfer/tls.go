@@ -145,6 +145,27 @@ func (t *TLS) server() *tls.Config {
 
 // client does the handshake on a connection to addr.
 func (t *TLS) client(ctx context.Context, conn net.Conn, addr string) (net.Conn, error) {
+	cfg, err := t.ClientConfig(addr)
+	if err != nil {
+		return nil, err
+	}
+	cfg.NextProtos = []string{"http/1.1"}
+	c := tls.Client(conn, cfg)
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// ServerConfig returns the configuration of a listener between nodes that
+// speaks something else than this package's protocol. It need not be asked for
+// again when files change.
+func (t *TLS) ServerConfig() *tls.Config { return t.server() }
+
+// ClientConfig returns the configuration of one connection to addr, host:port,
+// whatever is spoken on it. It has what the files say now. The error is that
+// of an address which has no host.
+func (t *TLS) ClientConfig(addr string) (*tls.Config, error) {
 	name := t.cfg.ServerName
 	if name == "" {
 		host, _, err := net.SplitHostPort(addr)
@@ -154,16 +175,11 @@ func (t *TLS) client(ctx context.Context, conn net.Conn, addr string) (net.Conn,
 		name = host
 	}
 	id := t.current()
-	c := tls.Client(conn, &tls.Config{
+	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		SessionTicketsDisabled: true,
-		NextProtos:             []string{"http/1.1"},
 		ServerName:             name,
 		RootCAs:                id.pool,
 		Certificates:           []tls.Certificate{id.cert},
-	})
-	if err := c.HandshakeContext(ctx); err != nil {
-		return nil, err
-	}
-	return c, nil
+	}, nil
 }

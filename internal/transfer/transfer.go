@@ -42,6 +42,10 @@
 // the status of their kind (see statusOf) and the reason as text. 404 also
 // answers what is not a blob's path, 405 methods but GET and HEAD.
 //
+// A GET may have the header X-Skimmer-Origin, "<size> <place>", the blob's size
+// and the repository or URL that has it. It allows a peer to read from there what
+// it does not have, and is for peers that are there for that (see [WithOrigin]).
+//
 // With TLS (1.3, both ends require and verify the other's certificate) the
 // same protocol is spoken, and nothing without.
 package transfer

@@ -26,7 +26,7 @@ func parsePath(path string) (digest.Digest, bool) {
 		return "", false
 	}
 	d := digest.Digest(name)
-	return d, d.Validate() == nil
+	return d, blob.CheckDigest(d) == nil
 }
 
 // parseNumber reads a decimal number as we write them: digits only, no more

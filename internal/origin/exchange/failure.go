@@ -1,4 +1,4 @@
-package origin
+package exchange
 
 import (
 	"context"
@@ -17,15 +17,18 @@ import (
 	"skimmer/internal/blob"
 )
 
-// failure is why one attempt failed, and whether another may succeed.
-type failure struct {
-	err   error         // has a blob.Kind
-	again bool          // the same request may succeed later
-	after time.Duration // the server asked to be left alone this long; 0 if it did not
+// Failure is why one attempt failed, and whether another may succeed.
+type Failure struct {
+	// Err has a blob.Kind.
+	Err error
+	// Again says that the same request may succeed later, After how long the
+	// server asked to be left alone; 0 if it did not.
+	Again bool
+	After time.Duration
 }
 
-func (f *failure) Error() string { return f.err.Error() }
-func (f *failure) Unwrap() error { return f.err }
+func (f *Failure) Error() string { return f.Err.Error() }
+func (f *Failure) Unwrap() error { return f.Err }
 
 // The limits that end an attempt; they travel as the cause of its context.
 var (
@@ -35,13 +38,13 @@ var (
 
 // transportFailure classifies an error of a request or of reading its body.
 // ctx is that of the attempt, within that of the request.
-func transportFailure(ctx context.Context, req *http.Request, err error) *failure {
+func transportFailure(ctx context.Context, req *http.Request, err error) *Failure {
 	if req.Context().Err() != nil {
-		return &failure{err: ended(req.Context())}
+		return &Failure{Err: Ended(req.Context())}
 	}
 	what := req.Method + " " + req.URL.Host
 	if cause := context.Cause(ctx); cause == errNoHeaders || cause == errNoBytes {
-		return &failure{err: blob.Errorf(blob.Timeout, "%s: %w", what, cause), again: true}
+		return &Failure{Err: blob.Errorf(blob.Timeout, "%s: %w", what, cause), Again: true}
 	}
 	var (
 		cert    *tls.CertificateVerificationError
@@ -50,45 +53,45 @@ func transportFailure(ctx context.Context, req *http.Request, err error) *failur
 	)
 	switch {
 	case errors.As(err, &cert):
-		return &failure{err: blob.Errorf(blob.Unavailable, "%s: %w; add the authority's file to the host's CA files", what, err)}
+		return &Failure{Err: blob.Errorf(blob.Unavailable, "%s: %w; add the authority's file to the host's CA files", what, err)}
 	case errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
-		return &failure{err: blob.Errorf(blob.Unavailable, "%s: the server speaks plain HTTP; list the host as insecure if that is meant", what)}
+		return &Failure{Err: blob.Errorf(blob.Unavailable, "%s: the server speaks plain HTTP; list the host as insecure if that is meant", what)}
 	case errors.As(err, &network) && network.Timeout():
-		return &failure{err: blob.Errorf(blob.Timeout, "%s: %w", what, err), again: true}
+		return &Failure{Err: blob.Errorf(blob.Timeout, "%s: %w", what, err), Again: true}
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF // nothing above may take it for an end
 	}
-	return &failure{err: blob.Errorf(blob.Unavailable, "%s: %w", what, err), again: true}
+	return &Failure{Err: blob.Errorf(blob.Unavailable, "%s: %w", what, err), Again: true}
 }
 
-// ended says, with a Kind, why ctx is over.
-func ended(ctx context.Context) error {
+// Ended says, with a Kind, why ctx is over.
+func Ended(ctx context.Context) error {
 	return blob.Errorf(blob.KindOf(ctx.Err()), "%w", context.Cause(ctx))
 }
 
-// statusFailure classifies an answer whose status is an error. It reads and
+// StatusFailure classifies an answer whose status is an error. It reads and
 // closes the body.
-func statusFailure(resp *http.Response, now time.Time) *failure {
+func StatusFailure(resp *http.Response, now time.Time) *Failure {
 	method, host := resp.Request.Method, resp.Request.URL.Host
-	text := fmt.Sprintf("%s %s: %s", method, host, statusText(resp.StatusCode))
+	text := fmt.Sprintf("%s %s: %s", method, host, StatusText(resp.StatusCode))
 	if m := message(resp); m != "" {
 		text += ": " + m
 	}
-	f := &failure{}
-	kind := statusKind(resp.StatusCode)
+	f := &Failure{}
+	kind := StatusKind(resp.StatusCode)
 	switch resp.StatusCode {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		f.again = true
-		f.after = parseRetryAfter(resp.Header.Get("Retry-After"), now)
+		f.Again = true
+		f.After = parseRetryAfter(resp.Header.Get("Retry-After"), now)
 	}
-	f.err = blob.Errorf(kind, "%s", text)
+	f.Err = blob.Errorf(kind, "%s", text)
 	return f
 }
 
-// statusKind is the table from HTTP status to Kind for answers that are not
+// StatusKind is the table from HTTP status to Kind for answers that are not
 // what was asked for.
-func statusKind(status int) blob.Kind {
+func StatusKind(status int) blob.Kind {
 	switch status {
 	case http.StatusUnauthorized, http.StatusProxyAuthRequired:
 		return blob.Unauthorized
@@ -109,22 +112,24 @@ func statusKind(status int) blob.Kind {
 	return blob.Unavailable
 }
 
-func statusText(status int) string {
+// StatusText writes a status as people read it: number and name.
+func StatusText(status int) string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", status, http.StatusText(status)))
 }
 
-// Limits on what of an error answer is read and shown.
-const (
-	maxErrorBody = 8 << 10
-	maxErrorText = 300
-)
+// MaxErrorBody is how much of an error answer is read, in bytes, and of one
+// that nobody wants so that its connection can be used again.
+const MaxErrorBody = 8 << 10
+
+// maxErrorText is how much of what a server says of an error is shown.
+const maxErrorText = 300
 
 // message returns what the registry itself says about an error, from the
 // JSON of the distribution specification ("Error Codes"). Bodies in other
 // formats are not shown: those of storage servers echo signed requests. It
 // reads and closes the body, so that the connection can be used again.
 func message(resp *http.Response) string {
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, MaxErrorBody))
 	resp.Body.Close()
 	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); t != "application/json" && !strings.HasSuffix(t, "+json") {
 		return ""
@@ -171,8 +176,8 @@ func parseErrors(body []byte) string {
 	return strings.TrimSpace(text)
 }
 
-// discard reads what little is left of an answer nobody wants and closes it.
-func discard(resp *http.Response) {
-	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody)
+// Discard reads what little is left of an answer nobody wants and closes it.
+func Discard(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, MaxErrorBody)
 	resp.Body.Close()
 }

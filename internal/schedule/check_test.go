@@ -1,0 +1,361 @@
+package schedule
+
+import (
+	"container/list"
+	"fmt"
+	"slices"
+)
+
+// check returns what is wrong with t's state between two steps, as the package
+// comment has it and as the indexes over it promise. It derives everything
+// anew from the members, piece by piece.
+func check(t *Tracker) []string {
+	k := &checker{t: t}
+	if len(t.dirty)+len(t.retries)+len(t.wakes)+len(t.idle)+len(t.waiting)+len(t.out) > 0 {
+		k.failf("work left: %d dirty, %d retries, %d wakes", len(t.dirty), len(t.retries), len(t.wakes))
+	}
+	for name, c := range t.blobs {
+		if c.name != name || len(c.members) == 0 || len(c.members) != len(c.order) {
+			k.failf("%s: %d members, %d in order", name, len(c.members), len(c.order))
+		}
+		k.content(c)
+	}
+	for id, p := range t.peers {
+		k.peer(id, p)
+	}
+	k.deadlines("leases", &t.leases)
+	k.deadlines("transfers", &t.transfers)
+	for i, c := range t.hungry {
+		if c.hungryAt != i || t.blobs[c.name] != c {
+			k.failf("%s: hungry at %d, says %d", c.name, i, c.hungryAt)
+		}
+	}
+	return k.wrong
+}
+
+type checker struct {
+	t     *Tracker
+	wrong []string
+	seen  int // transfers
+}
+
+func (k *checker) failf(format string, args ...any) {
+	k.wrong = append(k.wrong, fmt.Sprintf(format, args...))
+}
+
+func (k *checker) deadlines(what string, l *list.List) {
+	k.seen -= l.Len()
+	for e := l.Front(); e != nil && e.Next() != nil; e = e.Next() {
+		if e.Value.(*transfer).deadline.After(e.Next().Value.(*transfer).deadline) {
+			k.failf("%s: deadlines out of order", what)
+		}
+	}
+	if what == "transfers" && k.seen != 0 {
+		k.failf("%d transfers that no list has", k.seen)
+	}
+}
+
+func (k *checker) peer(id PeerID, p *peer) {
+	used := 0
+	wants := 0
+	for i, m := range p.members {
+		if m.index != i || m.c.members[p] != m || k.t.blobs[m.c.name] != m.c {
+			k.failf("%s: member %d is not in its blob", id, i)
+		}
+		if m.act != nil {
+			used += len(m.act.out)
+			wants += len(m.act.wants)
+		}
+		if m.aside != slices.Contains(p.aside, m) {
+			k.failf("%s: aside %v", id, m.aside)
+		}
+	}
+	if used != p.used {
+		k.failf("%s: %d slots used, says %d", id, used, p.used)
+	}
+	if wants != len(p.wants) {
+		k.failf("%s: %d wants, says %d", id, wants, len(p.wants))
+	}
+	if len(p.aside) > 0 && p.free() > 0 {
+		k.failf("%s: has free slots and is aside", id)
+	}
+	if slices.Contains(k.t.seeds, string(id)) != (p.Seed && !p.leaving) {
+		k.failf("%s: seed and not among seeds, or the other way", id)
+	}
+}
+
+func (k *checker) content(c *content) {
+	avail, full, bulk, avoiders := make([]uint32, c.n), 0, 0, 0
+	leased := newSet(c.n)
+	for i, m := range c.order {
+		if m.rank != i || c.members[m.peer] != m {
+			k.failf("%s: %s is not where it says", c.name, m.peer.ID)
+		}
+		k.member(m)
+		if m.muted != (c.dropped[m.peer.ID] || m.peer.leaving || m.peer.UploadSlots <= 0) {
+			k.failf("%s: %s muted %v", c.name, m.peer.ID, m.muted)
+		}
+		for p := range c.n {
+			if m.act != nil && m.act.leased.has(p) {
+				if leased.has(p) {
+					k.failf("%s: %d leased to two", c.name, p)
+				}
+				leased.add(p, p+1)
+			}
+			if !m.muted && !m.isFull() && m.offers(p) {
+				avail[p]++
+			}
+		}
+		if !m.muted && m.isFull() {
+			full++
+		}
+		if m.act != nil {
+			avoiders += len(m.act.avoid)
+			for _, x := range m.act.in {
+				if x.bulk && x.from == nil {
+					bulk++
+				}
+			}
+		}
+	}
+	if full != c.full || !slices.Equal(avail, c.avail) || bulk != c.bulk || avoiders != c.avoiders {
+		k.failf("%s: counts %d %v %d %d, are %d %v %d %d", c.name, c.full, c.avail, c.bulk, c.avoiders, full, avail, bulk, avoiders)
+	}
+	for p := range c.n {
+		if c.dark.has(p) != (avail[p] == 0) || c.leased.has(p) != leased.has(p) {
+			k.failf("%s: %d dark %v leased %v", c.name, p, c.dark.has(p), c.leased.has(p))
+		}
+		if c.bySeed.has(p) && !c.summed.has(p) {
+			k.failf("%s: %d has no digest from a seed", c.name, p)
+		}
+	}
+	k.tallies(c)
+	k.rings(c)
+}
+
+// tallies checks what pairs of members and wants are found by.
+func (k *checker) tallies(c *content) {
+	var offered, wanted tally
+	fulls, late := 0, 0
+	var none mask
+	for _, m := range c.order {
+		if m.holds != c.maskOf(m.have) {
+			k.failf("%s: %s holds %x", c.name, m.peer.ID, m.holds)
+		}
+		spare := m.bulkOut < k.t.opt.BulkWidth
+		if m.listed && m.level[0].spare != spare {
+			k.failf("%s: %s spare %v", c.name, m.peer.ID, spare)
+		}
+		if m.listed && m.isFull() && spare {
+			fulls++
+		} else if m.listed && spare {
+			none = mask{}
+			show := m.holds
+			if m.act != nil {
+				show = show.or(c.maskOf(&m.act.leased))
+			}
+			offered.change(&none, show)
+		}
+		if m.act == nil {
+			continue
+		}
+		for _, w := range m.act.wants {
+			if w.queued != nil && w.line != w.place() {
+				k.failf("%s: %s#%d waits in line %d", c.name, m.peer.ID, w.id, w.line)
+			}
+			if w.queued != nil && w.line > 0 {
+				none = mask{}
+				wanted.change(&none, c.maskOf(&w.need))
+				if w.prio == 0 {
+					late++
+				}
+			}
+		}
+	}
+	if offered != c.offered || wanted != c.wanted || fulls != c.fulls || late != c.late {
+		k.failf("%s: tallies are wrong", c.name)
+	}
+}
+
+// rings checks what sources are found by.
+func (k *checker) rings(c *content) {
+	listed := 0
+	for name, r := range c.rings {
+		for i, m := range r.at {
+			listed++
+			if !m.listed || m.pos[m.slot(name)] != i || m.level[m.slot(name)] != name {
+				k.failf("%s: %s in the wrong place of a ring", c.name, m.peer.ID)
+			}
+		}
+	}
+	for _, m := range c.order {
+		for _, name := range m.level {
+			if m.listed && name.level != nowhere {
+				listed--
+			}
+		}
+	}
+	if listed != 0 {
+		k.failf("%s: rings have %d too many", c.name, listed)
+	}
+	waiting := c.queue[0].Len() + c.queue[1].Len() + c.queue[2].Len()
+	if (waiting > 0) != (c.hungryAt >= 0) {
+		k.failf("%s: %d wait, hungry at %d", c.name, waiting, c.hungryAt)
+	}
+}
+
+func (k *checker) member(m *member) {
+	c, id := m.c, m.peer.ID
+	some := m.have.count > 0 || m.act != nil && m.act.receiving.count > 0
+	if m.listed != (some && !m.muted && !m.aside) {
+		k.failf("%s: %s listed %v, has some %v", c.name, id, m.listed, some)
+	}
+	if m.listed && m.level[0].full != m.isFull() || m.isFull() != (m.have.count == c.n) {
+		k.failf("%s: %s full %v", c.name, id, m.isFull())
+	}
+	if c.all.count != c.n || m.have.n != c.n {
+		k.failf("%s: everything is %d", c.name, c.all.count)
+	}
+	a := m.act
+	if a == nil {
+		if !some {
+			k.failf("%s: %s is idle and not forgotten", c.name, id)
+		}
+		return
+	}
+	if len(a.in)+len(a.out)+len(a.wants)+len(a.avoid) == 0 && a.noOrigin.IsZero() {
+		k.failf("%s: %s has no activity and keeps it", c.name, id)
+	}
+	receiving, leased := newSet(c.n), newSet(c.n)
+	for i, x := range a.in {
+		k.seen++
+		if x.inAt != i || x.to != m || x.pieces.count == 0 {
+			k.failf("%s: %s transfer %d misplaced or empty", c.name, id, i)
+		}
+		if common(&receiving, &x.pieces, 0) < c.n || common(m.have, &x.pieces, 0) < c.n {
+			k.failf("%s: %s is sent pieces twice or for nothing: %v", c.name, id, x.pieces.list())
+		}
+		receiving.addSet(&x.pieces)
+		if x.from == nil {
+			leased.addSet(&x.pieces)
+			continue
+		}
+		k.transfer(x)
+	}
+	if !slices.Equal(receiving.list(), a.receiving.list()) || !slices.Equal(leased.list(), a.leased.list()) {
+		k.failf("%s: %s receives %v leased %v, says %v %v", c.name, id, receiving.list(), leased.list(), a.receiving.list(), a.leased.list())
+	}
+	bulk := 0
+	for i, x := range a.out {
+		if x.bulk {
+			bulk++
+		}
+		if x.outAt != i || x.from != m || x.to.act == nil || x.to.act.in[x.inAt] != x {
+			k.failf("%s: %s sends %d misplaced", c.name, id, i)
+		}
+	}
+	if bulk != m.bulkOut || bulk > k.t.opt.BulkWidth {
+		k.failf("%s: %s serves %d without hurry, says %d", c.name, id, bulk, m.bulkOut)
+	}
+	for _, w := range a.wants {
+		k.want(w)
+	}
+}
+
+func (k *checker) transfer(x *transfer) {
+	c := x.to.c
+	if x.from == x.to || c.dropped[x.from.peer.ID] || x.second != "" && c.dropped[x.second] {
+		k.failf("%s: %s takes from %s", c.name, x.to.peer.ID, x.from.peer.ID)
+	}
+	for p := range c.n {
+		if !x.pieces.has(p) {
+			continue
+		}
+		up := x
+		for steps := 0; up != nil && up.from != nil && !up.from.have.has(p); steps++ {
+			i := -1
+			if up.from.act != nil {
+				i = slices.IndexFunc(up.from.act.in, func(y *transfer) bool { return y.pieces.has(p) })
+			}
+			if i < 0 || steps > len(c.order) {
+				k.failf("%s: %s waits for %d, which nobody has or reads", c.name, x.to.peer.ID, p)
+				return
+			}
+			up = up.from.act.in[i]
+		}
+		if up.from != nil && !c.summed.has(p) {
+			k.failf("%s: %s waits for %d, whose digest will not come", c.name, x.to.peer.ID, p)
+		}
+	}
+}
+
+func (k *checker) want(w *want) {
+	m, c := w.m, w.m.c
+	name := fmt.Sprintf("%s: %s#%d", c.name, m.peer.ID, w.id)
+	need := w.pieces.clone()
+	need.removeSet(&m.act.receiving)
+	active := 0
+	for _, x := range m.act.in {
+		if x.want == w {
+			active++
+		}
+	}
+	if !slices.Equal(need.list(), w.need.list()) || common(&w.pieces, m.have, 0) < c.n {
+		k.failf("%s needs %v, says %v", name, need.list(), w.need.list())
+	}
+	if w.mask != c.maskOf(&w.need) {
+		k.failf("%s: mask is wrong", name)
+	}
+	if active != w.active || active > k.t.width(w) {
+		k.failf("%s has %d transfers, says %d", name, active, w.active)
+	}
+	if w.finished || w.dirty || w.pieces.count == 0 && active == 0 || m.peer.wants[w.id] != w || len(w.parts) > 0 {
+		k.failf("%s should be gone", name)
+	}
+	waits := need.count > 0 && active < k.t.width(w) && !m.peer.leaving
+	if waits != (w.queued != nil) {
+		k.failf("%s waits %v, queued %v", name, waits, w.queued != nil)
+	}
+	if waits {
+		k.waits(name, w)
+	}
+	if (waits && active == 0) != (w.why != "") && !m.peer.leaving {
+		k.failf("%s waits %v and was told %q", name, waits, w.why)
+	}
+}
+
+// waits says so if there is something to grant to a want that waits.
+func (k *checker) waits(name string, w *want) {
+	m, c := w.m, w.m.c
+	for p := range c.n {
+		if !w.need.has(p) {
+			continue
+		}
+		offered := 0
+		for _, o := range c.order {
+			if o.muted || m.avoids(o.peer) || !o.offers(p) {
+				continue
+			}
+			offered++
+			holds := o.have.has(p) && c.summed.has(p)
+			sent := o.act != nil && (o.act.leased.has(p) || !w.bulk() && o.act.receiving.has(p))
+			if (holds || sent) && o.peer.free() > 0 && (!w.bulk() || o.bulkOut < k.t.opt.BulkWidth) {
+				k.failf("%s waits for %d, which %s has", name, p, o.peer.ID)
+			}
+		}
+		if c.leased.has(p) || c.summed.has(p) && offered > 0 || w.bulk() && c.bulk >= k.t.opt.BulkWidth ||
+			slices.ContainsFunc(c.reserved, func(r *reservation) bool { return r.peer != m.peer && r.pieces.has(p) }) {
+			continue
+		}
+		if m.act.noOrigin.IsZero() {
+			k.failf("%s waits for %d and could read it", name, p)
+		}
+		for _, id := range k.t.seeds {
+			s := k.t.peers[PeerID(id)]
+			o := c.members[s]
+			if s.free() > 0 && !m.avoids(s) && !c.dropped[s.ID] && (o == nil || !o.offers(p) && (o.act == nil || o.act.noOrigin.IsZero())) {
+				k.failf("%s waits for %d and %s could read it", name, p, id)
+			}
+		}
+	}
+}

@@ -1,0 +1,410 @@
+package schedule
+
+import "math/bits"
+
+// sample is how many of several equally good members or pieces are compared.
+const (
+	sampleMembers = 8
+	samplePieces  = 32
+)
+
+// serve grants of w what can be granted now.
+func (t *Tracker) serve(w *want) {
+	if w.finished || w.m.peer.leaving {
+		return
+	}
+	for w.active < t.width(w) && t.grantOne(w, &w.need) {
+	}
+	for w.active < t.width(w) && t.grantOne(w, &w.window) {
+	}
+	w.window = newSet(w.m.c.n)
+	t.conclude(w)
+}
+
+// conclude tells w's peer what it was granted, and has it wait for the rest.
+func (t *Tracker) conclude(w *want) {
+	if len(w.parts) > 0 {
+		c := w.m.c
+		t.emit(Grant{To: w.m.peer.ID, Blob: c.name, Shape: c.shape, Want: w.id, Priority: w.prio, Parts: w.parts})
+		w.parts, w.why = nil, ""
+	}
+	t.enqueue(w)
+	if w.active > 0 || w.need.count == 0 {
+		w.why = ""
+	} else {
+		t.waiting = append(t.waiting, w)
+	}
+}
+
+// park tells those whose wants have been granted nothing of it, once and
+// whenever the reason is another.
+func (t *Tracker) park() {
+	for _, w := range t.waiting {
+		if w.finished || w.active > 0 || w.need.count == 0 {
+			continue
+		}
+		if why := t.reason(w); why != w.why {
+			w.why = why
+			t.emit(Parked{To: w.m.peer.ID, Blob: w.m.c.name, Want: w.id, Why: why})
+		}
+	}
+	t.waiting = t.waiting[:0]
+}
+
+// reason says why w waits.
+func (t *Tracker) reason(w *want) Why {
+	c, p := w.m.c, w.need.next(0)
+	switch {
+	case c.leased.has(p) && w.usable(p) == 0:
+		return WhyLeased
+	case c.leased.has(p) || !t.mayRead(w, p):
+		return WhyBusy
+	case w.bulk() && c.bulk >= t.opt.BulkWidth:
+		return WhyBusy
+	case c.reservedUntil(p, w.m.peer) > p:
+		return WhyLeased
+	}
+	return WhyOrigin
+}
+
+// grantOne grants one more part of need, which is of w, and reports whether it
+// could, or leased pieces for w to a seed.
+func (t *Tracker) grantOne(w *want, need *set) bool {
+	if need.count == 0 {
+		return false
+	}
+	if !w.bulk() {
+		p := need.next(0)
+		if src := t.find(w, need, p); src != nil {
+			t.grant(w, need, src, p)
+			return true
+		}
+		if t.lease(w, need) {
+			return true
+		}
+	} else if t.lease(w, need) || t.feed(w, need) {
+		// The origin first: it is to be read all the time.
+		return true
+	}
+	if src := t.find(w, need, -1); src != nil {
+		t.grant(w, need, src, 0)
+		return true
+	}
+	return false
+}
+
+// pair grants w what m has of it.
+func (t *Tracker) pair(w *want, m *member) {
+	before := w.active
+	for w.active < t.width(w) && t.mayServe(m, w) && !w.m.avoids(m.peer) && w.fit(&w.need, m, -1) != useless {
+		t.grant(w, &w.need, m, 0)
+	}
+	if w.active > before {
+		t.conclude(w)
+	}
+}
+
+// mayServe reports whether m has a slot for w.
+func (t *Tracker) mayServe(m *member, w *want) bool {
+	return m.peer.free() > 0 && (!w.bulk() || t.spare(m))
+}
+
+// grant has src send w's peer pieces of need, from p on if somebody is blocked
+// on them.
+func (t *Tracker) grant(w *want, need *set, src *member, p int) {
+	c := w.m.c
+	if !w.bulk() {
+		t.begin(w, w.m, src, w.take(need, src, span{int32(p), int32(c.n)}, c.maxRun))
+		return
+	}
+	p = w.rarest(need, src, 0)
+	t.begin(w, w.m, src, w.take(need, src, c.block(p, c.bulkRun), c.bulkRun))
+}
+
+// block returns the pieces of the stretch of that length in which p is.
+func (c *content) block(p, length int) span {
+	lo := p - p%length
+	return span{int32(lo), int32(min(lo+length, c.n))}
+}
+
+// feed grants a piece that only a seed has: as long as there are such pieces
+// seeds are to have no slots free. Else they are asked last.
+func (t *Tracker) feed(w *want, need *set) bool {
+	for _, full := range []bool{true, false} {
+		var src *member
+		p := 0
+		t.scan(w.m.c.rings[ringName{level: seeding, full: full, spare: true}], func(m *member) bool {
+			if !w.m.avoids(m.peer) && w.fit(need, m, -1) != useless {
+				src, p = m, w.rarest(need, m, 1)
+			}
+			return src != nil
+		})
+		if src != nil && p < w.m.c.n {
+			c := w.m.c
+			t.begin(w, w.m, src, w.take(need, src, c.block(p, c.bulkRun), c.bulkRun))
+			return true
+		}
+	}
+	return false
+}
+
+// A fitness says what a member is good for.
+type fitness int
+
+const (
+	useless fitness = iota
+	relays          // it is being sent a piece
+	holds           // it has a piece
+)
+
+// fit says whether m has piece p, or any of need if that is -1. What nobody
+// is blocked on is relayed only by readers of the origin, so that lines are
+// short where there is no hurry.
+func (w *want) fit(need *set, m *member, p int) fitness {
+	c, relayed := m.c, w.relayed(m)
+	if p >= 0 {
+		switch {
+		case m.have.has(p) && c.summed.has(p):
+			return holds
+		case relayed != nil && relayed.has(p):
+			return relays
+		}
+		return useless
+	}
+	for q := common(need, m.have, 0); q < c.n; q = common(need, m.have, c.summed.next(q)) {
+		if c.summed.has(q) {
+			return holds
+		}
+	}
+	if relayed != nil && common(need, relayed, 0) < c.n {
+		return relays
+	}
+	return useless
+}
+
+// relayed returns which of the pieces that m is being sent w may have from it.
+func (w *want) relayed(m *member) *set {
+	switch {
+	case m.act == nil:
+		return nil
+	case w.bulk():
+		return &m.act.leased
+	}
+	return &m.act.receiving
+}
+
+// offered returns the first piece of need from p on that w may have from m,
+// and the end of the run of those, or n.
+func (w *want) offered(need *set, m *member, p int) (lo, hi int) {
+	c, relayed := m.c, w.relayed(m)
+	held := common(need, m.have, p)
+	for held < c.n && !c.summed.has(held) {
+		held = common(need, m.have, c.summed.next(held))
+	}
+	sent := c.n
+	if relayed != nil {
+		sent = common(need, relayed, p)
+	}
+	switch {
+	case held < sent:
+		return held, min(need.gap(held), m.have.gap(held), c.summed.gap(held))
+	case sent < c.n:
+		return sent, min(need.gap(sent), relayed.gap(sent))
+	}
+	return c.n, c.n
+}
+
+// take returns what of need within in w may have from m, most pieces at most.
+func (w *want) take(need *set, m *member, in span, most int) set {
+	out := newSet(m.c.n)
+	for p := int(in.lo); ; {
+		lo, hi := w.offered(need, m, p)
+		hi = min(hi, int(in.hi), lo+most-out.count)
+		if lo >= hi {
+			return out
+		}
+		out.add(lo, hi)
+		p = hi
+	}
+}
+
+// rarest returns a piece of need that few offer and m does, or n. With a limit
+// it is one that not more than so many offer. Different peers get different
+// pieces.
+func (w *want) rarest(need *set, m *member, limit uint32) int {
+	c := m.c
+	best, tries := c.n, 0
+	rarity := ^uint32(0)
+	if limit > 0 {
+		if c.full > int(limit) {
+			return c.n
+		}
+		rarity = limit - uint32(c.full) + 1
+	}
+	if need == &w.need {
+		if p, _ := w.offered(need, m, w.rareBlock(m, rarity)*c.grain); p < c.n && (limit == 0 || c.avail[p] < rarity) {
+			return p
+		}
+	}
+	look := func(from, to int) {
+		for p, _ := w.offered(need, m, from); p < to && tries < samplePieces; {
+			tries++
+			if c.avail[p] < rarity {
+				best, rarity = p, c.avail[p]
+			}
+			p, _ = w.offered(need, m, int(c.block(p, c.bulkRun).hi))
+		}
+	}
+	look(w.m.start, c.n)
+	look(0, w.m.start)
+	return best
+}
+
+// rareBlock guesses, by the first piece of each, in which block rarest will
+// find what it looks for.
+func (w *want) rareBlock(m *member, rarity uint32) int {
+	c, best := m.c, 0
+	has := m.holds
+	if m.act != nil && m.act.leased.count > 0 {
+		has = has.or(c.maskOf(&m.act.leased))
+	}
+	first, tries := w.m.start/c.grain, 0
+	for i := range len(has) + 1 {
+		at := (first/64 + i) % len(has)
+		word := has[at] & w.mask[at]
+		switch i {
+		case 0:
+			word &^= 1<<(first%64) - 1
+		case len(has):
+			word &= 1<<(first%64) - 1
+		}
+		for ; word != 0 && tries < samplePieces; word &= word - 1 {
+			tries++
+			if b := at*64 + bits.TrailingZeros64(word); c.avail[b*c.grain] < rarity {
+				best, rarity = b, c.avail[b*c.grain]
+			}
+		}
+	}
+	return best
+}
+
+// find returns who is to send w's peer piece p, or any of need if that is -1:
+// of those that have a free slot the nearest that has the piece, or the
+// nearest that is being sent it, or a seed.
+func (t *Tracker) find(w *want, need *set, p int) *member {
+	c := w.m.c
+	if p >= 0 && c.full == 0 && c.avail[p] == 0 {
+		return nil
+	}
+	// Quickly now if nobody can be of use: of those who wait most are alike.
+	var wanted mask
+	known := p < 0 && w.bulk()
+	if known {
+		if wanted = w.mask; need != &w.need {
+			wanted = c.maskOf(need)
+		}
+		if c.fulls == 0 && !c.offered.some.meets(wanted) {
+			return nil
+		}
+	}
+	var relay *member
+	relaysSeen := 0
+	look := func(name ringName) *member {
+		if p >= 0 && !name.full && c.avail[p] == 0 {
+			return nil
+		}
+		var best *member
+		most, tries := 0, 0
+		t.scan(c.rings[name], func(m *member) bool {
+			if known && !name.full && !m.shown.meets(wanted) || w.m.avoids(m.peer) {
+				return false
+			}
+			switch w.fit(need, m, p) {
+			case holds:
+				if name.full || p < 0 {
+					best = m
+					return true
+				}
+				taken := w.take(need, m, span{int32(p), int32(c.n)}, c.maxRun)
+				if taken.count > most {
+					best, most = m, taken.count
+				}
+				tries++
+				return most == min(c.maxRun, need.count) || tries == sampleMembers
+			case relays:
+				if relaysSeen++; relay == nil || relaysSeen <= sampleMembers && m.peer.used < relay.peer.used {
+					relay = m
+				}
+			}
+			return false
+		})
+		return best
+	}
+	for _, name := range near(w.m.peer, w.bulk()) {
+		if name.level == seeding && relay != nil {
+			break
+		}
+		if best := look(name); best != nil {
+			return best
+		}
+	}
+	return relay
+}
+
+// near returns the names of the rings where p looks for a source, the nearest
+// first and those of seeds last.
+func near(p *peer, bulk bool) []ringName {
+	names := make([]ringName, 0, 16)
+	for level := inRack; level <= seeding; level++ {
+		name := ""
+		switch level {
+		case inRack:
+			name = p.rack
+		case inZone:
+			name = p.zone
+		}
+		if name == "" && level <= inZone {
+			continue
+		}
+		names = append(names, ringName{level, true, true, name}, ringName{level, false, true, name})
+		if !bulk {
+			names = append(names, ringName{level, true, false, name}, ringName{level, false, false, name})
+		}
+	}
+	return names
+}
+
+// second returns another holder of what x brings, or nil.
+func (t *Tracker) second(w *want, x *transfer) *member {
+	c := x.to.c
+	if w.prio > 1 {
+		return nil
+	}
+	var found *member
+	for _, name := range near(w.m.peer, false) {
+		tries := 0
+		t.scan(c.rings[name], func(m *member) bool {
+			if m != x.from && m != x.to && !x.to.avoids(m.peer) && c.holdsAll(m, &x.pieces) {
+				found = m
+			}
+			tries++
+			return found != nil || tries == sampleMembers
+		})
+		if found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+// holdsAll reports whether m has pieces, and their digests are known.
+func (c *content) holdsAll(m *member, pieces *set) bool {
+	for lo := pieces.next(0); lo < c.n; {
+		hi := pieces.gap(lo)
+		if m.have.gap(lo) < hi || c.summed.gap(lo) < hi {
+			return false
+		}
+		lo = pieces.next(hi)
+	}
+	return true
+}

@@ -1,0 +1,419 @@
+package schedule
+
+import (
+	"cmp"
+	"container/list"
+	"slices"
+	"time"
+
+	"skimmer/internal/blob"
+)
+
+// Tracker is the scheduler's state. It is for one caller at a time.
+type Tracker struct {
+	opt Options // constant after New
+
+	now   time.Time
+	seq   uint64 // of wants: who came first
+	peers map[PeerID]*peer
+	blobs map[string]*content
+	seeds []string // the names of peers that are seeds and stay, in order
+
+	// Those with the nearest deadline are in front: whoever makes progress goes
+	// to the back.
+	leases, transfers list.List
+	pauses            [kinds][]pause // by kind, because then the next to end is in front
+	hungry            []*content     // those with wants in their queues, see content.hungryAt
+
+	// What the current step has still to do, and its actions.
+	dirty   []*want
+	retries []*content
+	wakes   []wake
+	idle    []*member // maybe
+	waiting []*want   // maybe
+	out     []Action
+}
+
+// New returns a Tracker that knows nobody.
+func New(opt Options) *Tracker {
+	return &Tracker{opt: opt.withDefaults(), peers: map[PeerID]*peer{}, blobs: map[string]*content{}}
+}
+
+// Step lets event happen at the time now, which never goes back, and returns
+// what to tell whom. The result is the caller's.
+func (t *Tracker) Step(event Event, now time.Time) []Action {
+	t.now = now
+	event.apply(t)
+	t.settle()
+	t.park()
+	for _, m := range t.idle {
+		t.tidy(m)
+	}
+	out := t.out
+	t.idle, t.out = t.idle[:0], nil
+	return out
+}
+
+// peer is one that has joined.
+type peer struct {
+	PeerJoined
+	rack, zone string // what rings are named by, empty if unknown
+
+	used, other int       // slots that are taken: by us, by others
+	busyUntil   time.Time // zero unless it said that it is busy; a Tick clears it
+	leaving     bool
+	members     []*member
+	aside       []*member // taken out of their rings until a slot is free
+	wants       map[uint64]*want
+}
+
+// free returns how many more transfers p can serve now.
+func (p *peer) free() int {
+	if p.leaving || !p.busyUntil.IsZero() {
+		return 0
+	}
+	return p.UploadSlots - p.used - p.other
+}
+
+// mute reports whether p is no source at all. One that has slots, all of them
+// taken, is waited for.
+func (p *peer) mute() bool { return p.leaving || p.UploadSlots <= 0 }
+
+// content is a blob.
+type content struct {
+	name    string
+	shape   Shape
+	n       int // pieces
+	maxRun  int // pieces of the longest transfer
+	bulkRun int // pieces of the longest that nobody is blocked on; where they start, too
+	extent  int // pieces that one seed reads
+	grain   int // pieces of a block, a multiple of bulkRun
+	members map[*peer]*member
+	order   []*member       // the members, in an order that events alone determine
+	dropped map[PeerID]bool // who sent corrupt bytes
+	all     set             // every piece; what full members have, never changed
+
+	// What is on offer by members that are not muted: full says how many have
+	// everything, avail how many of the others have a piece or are being sent
+	// it, and dark has the pieces for which that is 0.
+	full  int
+	avail []uint32
+	dark  bitmap
+
+	sums     []PieceSum // nil as long as none is known; a set one is never written again: actions share them
+	summed   bitmap
+	bySeed   bitmap // whose sums came from seeds
+	silent   bitmap // some member had them before their sums were known
+	leased   bitmap
+	reserved []*reservation
+
+	// What members in rings of the spare hold or read from the origin, if not
+	// everything; how many of those have everything; and what those need who
+	// wait and whom nobody is blocked on, or who are late.
+	offered tally
+	fulls   int
+	wanted  tally
+
+	bulk     int // leases for which nobody is blocked
+	avoiders int // how many avoidances its members have
+	rings    map[ringName]*ring
+	queue    [3]list.List // wants that wait, by want.line, oldest first
+	late     int          // how many wants of the last line are demands
+	hungryAt int          // index in Tracker.hungry, or -1
+	retrying bool         // in Tracker.retries
+}
+
+// reservation says who is to be leased pieces next.
+type reservation struct {
+	peer   *peer
+	pieces set
+}
+
+// member is a peer that has to do with a blob.
+type member struct {
+	peer        *peer
+	c           *content
+	index, rank int  // in peer.members and c.order
+	start       int  // where it begins with what nobody is blocked on
+	have        *set // &c.all if everything
+	muted       bool // not a source: dropped, about to leave, or without slots
+
+	listed, aside bool
+	level         [3]ringName // where it is listed
+	pos           [3]int
+	holds         mask // where it has pieces
+	shown         mask // what content.offered counts of it
+	bulkOut       int  // how many transfers it serves that nobody is blocked on
+
+	act *activity // nil while nothing goes on
+}
+
+// activity is what goes on at a member.
+type activity struct {
+	receiving set // what it is being sent or reads from the origin
+	leased    set // what it reads from the origin
+	in, out   []*transfer
+	wants     []*want
+	avoid     []avoidance
+	noOrigin  time.Time // zero unless the origin failed it; a Tick clears it
+}
+
+// avoidance says that a member takes nothing from a peer for a while.
+type avoidance struct {
+	peer  *peer
+	until time.Time
+}
+
+// transfer is pieces on their way to a member, from another or the origin.
+type transfer struct {
+	to, from    *member // from is nil if this is a lease
+	second      PeerID  // who was offered as second source, or empty
+	want        *want   // nil if this is a lease for the sake of others
+	pieces      set
+	inAt, outAt int  // in to.act.in and from.act.out
+	bulk        bool // nobody is blocked on it: content.bulk or from.bulkOut counts it
+	deadline    time.Time
+	place       *list.Element // in Tracker.leases or Tracker.transfers
+}
+
+// want is what a member wants.
+type want struct {
+	id       uint64
+	seq      uint64
+	m        *member
+	prio     blob.Priority
+	origin   string
+	pieces   set    // what is wanted and not there yet
+	need     set    // what of it is not being sent either
+	window   set    // what else would be nice now
+	mask     mask   // where need has pieces
+	active   int    // transfers under way
+	parts    []Part // granted in this step and not told yet
+	why      Why    // what the peer was last told, or empty
+	late     bool   // its peer forgot what it was granted, and has got nothing since
+	queued   *list.Element
+	line     int  // in which line it waits or waited
+	shown    mask // what content.wanted counts of it
+	dirty    bool
+	finished bool
+}
+
+// bulk reports whether nobody is blocked on w.
+func (w *want) bulk() bool { return w.prio != blob.Demand }
+
+// width returns how many transfers w may have under way.
+func (t *Tracker) width(w *want) int {
+	if w.bulk() {
+		return t.opt.BulkWidth
+	}
+	return t.opt.Width
+}
+
+// place returns the line in which w is to wait. Who is late is last, so that
+// peers that do nothing keep nobody else from doing something.
+func (w *want) place() int {
+	if w.late {
+		return int(blob.Background)
+	}
+	return int(w.prio)
+}
+
+// wake is a reason to look at wants that wait: a member has new pieces, or a
+// peer has a free slot.
+type wake struct {
+	m      *member
+	urgent bool // only those that somebody is blocked on
+	p      *peer
+}
+
+// settle grants what became possible, until nothing is left to do. Those who
+// wait already come first: a peer that has just been served comes back for
+// more at once and would have all slots. It ends because each grant leaves
+// less to want.
+func (t *Tracker) settle() {
+	for {
+		switch {
+		case len(t.wakes) > 0:
+			w := t.wakes[0]
+			t.wakes = t.wakes[1:]
+			t.wakeUp(w)
+		case len(t.retries) > 0:
+			c := t.retries[0]
+			t.retries = t.retries[1:]
+			c.retrying = false
+			t.retryAll(c)
+		case len(t.dirty) > 0:
+			batch := t.dirty
+			t.dirty = nil
+			slices.SortFunc(batch, func(a, b *want) int {
+				return cmp.Or(cmp.Compare(a.place(), b.place()), cmp.Compare(a.seq, b.seq))
+			})
+			for _, w := range batch {
+				w.dirty = false
+				t.serve(w)
+			}
+		default:
+			return
+		}
+	}
+}
+
+// touch has w looked at again in this step.
+func (t *Tracker) touch(w *want) {
+	if !w.dirty && !w.finished {
+		w.dirty = true
+		t.dirty = append(t.dirty, w)
+	}
+}
+
+// retry has the waiting wants of c looked at again in this step, because
+// something may be leased now that could not be.
+func (t *Tracker) retry(c *content) {
+	if c.hungryAt >= 0 && !c.retrying {
+		c.retrying = true
+		t.retries = append(t.retries, c)
+	}
+}
+
+// retryAll leases to waiting wants what can be leased.
+func (t *Tracker) retryAll(c *content) {
+	for line := range c.queue {
+		t.each(c, line, func(w *want) bool {
+			if c.avoiders == 0 && c.leasable(0) == c.n {
+				return false
+			}
+			if w.bulk() && c.bulk >= t.opt.BulkWidth {
+				return c.late > 0 // those are no bulk
+			}
+			for w.active < t.width(w) && t.lease(w, &w.need) {
+			}
+			t.conclude(w)
+			return true
+		})
+	}
+}
+
+// wakeUp lets those be served who wait for what a member or peer has.
+func (t *Tracker) wakeUp(w wake) {
+	if w.m != nil {
+		for line := range w.m.c.queue {
+			if !w.urgent || line == int(blob.Demand) || line == int(blob.Background) && w.m.c.late > 0 {
+				t.offer(w.m, line)
+			}
+		}
+		return
+	}
+	p := w.p
+	if p.free() <= 0 {
+		return
+	}
+	for _, m := range p.aside {
+		m.aside = false
+		t.list(m)
+	}
+	p.aside = p.aside[:0]
+	if p.Seed {
+		for _, c := range t.hungry {
+			t.retry(c)
+		}
+	}
+	members := p.members
+	if len(t.hungry) < len(members) {
+		members = nil
+		for _, c := range t.hungry {
+			if m := c.members[p]; m != nil {
+				members = append(members, m)
+			}
+		}
+	}
+	for line := range 3 {
+		for _, m := range members {
+			t.offer(m, line)
+		}
+	}
+}
+
+// wakePeer has those served who wait for a slot of p.
+func (t *Tracker) wakePeer(p *peer) {
+	t.wakes = append(t.wakes, wake{p: p})
+}
+
+// wakeMember has those served who wait for pieces that m offers now.
+func (t *Tracker) wakeMember(m *member, urgent bool) {
+	if m.c.hungryAt >= 0 && (!urgent || m.c.queue[blob.Demand].Len()+m.c.late > 0) {
+		t.wakes = append(t.wakes, wake{m: m, urgent: urgent})
+	}
+}
+
+// offer gives wants that wait in a line what m has, as long as it has free
+// slots.
+func (t *Tracker) offer(m *member, line int) {
+	c := m.c
+	if m.muted || c.members[m.peer] != m {
+		return
+	}
+	known := line != int(blob.Demand) && c.late == 0 && !m.isFull()
+	if known && !c.wanted.some.meets(m.shown) {
+		return
+	}
+	t.each(c, line, func(w *want) bool {
+		if m.peer.free() <= 0 || line != int(blob.Demand) && c.late == 0 && !t.spare(m) {
+			return false
+		}
+		if !known || w.shown.meets(m.shown) {
+			t.pair(w, m)
+		}
+		return true
+	})
+}
+
+// each calls f with the wants of c that wait in that line, the old ones first, until it returns false. f may take that want out of the queue and
+// put it back, and no other.
+func (t *Tracker) each(c *content, line int, f func(*want) bool) {
+	q := &c.queue[line]
+	last := q.Back() // what f puts in is not for this time
+	for e := q.Front(); e != nil; {
+		next, end := e.Next(), e == last
+		if w, ok := e.Value.(*want); ok && !f(w) || end {
+			return
+		}
+		e = next
+	}
+}
+
+// enqueue puts w among those who wait if there is something to wait for, and
+// takes it from among them if not.
+func (t *Tracker) enqueue(w *want) {
+	c := w.m.c
+	waits := !w.finished && w.need.count > 0 && w.active < t.width(w) && !w.m.peer.leaving
+	line := w.place()
+	if w.queued != nil && (!waits || w.line != line) {
+		c.queue[w.line].Remove(w.queued)
+		w.queued = nil
+		if !w.bulk() && w.line > 0 {
+			c.late--
+		}
+	}
+	if waits && w.queued == nil {
+		w.queued, w.line = c.queue[line].PushBack(w), line
+		if !w.bulk() && line > 0 {
+			c.late++
+		}
+	}
+	var shown mask
+	if waits && line != int(blob.Demand) {
+		shown = w.mask
+	}
+	c.wanted.change(&w.shown, shown)
+	waiting := c.queue[0].Len() + c.queue[1].Len() + c.queue[2].Len()
+	switch {
+	case waiting > 0 && c.hungryAt < 0:
+		c.hungryAt = len(t.hungry)
+		t.hungry = append(t.hungry, c)
+	case waiting == 0 && c.hungryAt >= 0:
+		last := t.hungry[len(t.hungry)-1]
+		t.hungry[c.hungryAt], last.hungryAt = last, c.hungryAt
+		t.hungry = t.hungry[:len(t.hungry)-1]
+		c.hungryAt = -1
+	}
+}

@@ -1,0 +1,265 @@
+package schedule
+
+import "slices"
+
+// begin has pieces on their way to a member: from another, or from the origin
+// if from is nil. w is the want that made it necessary.
+func (t *Tracker) begin(w *want, to, from *member, pieces set) {
+	c, a := to.c, to.busy()
+	x := &transfer{to: to, from: from, pieces: pieces, inAt: len(a.in)}
+	part := Part{Runs: pieces.list()}
+	a.in = append(a.in, x)
+	a.receiving.addSet(&pieces)
+	pieces.each(func(lo, hi int) { to.count(lo, hi, 1) })
+	if from == nil {
+		t.beginLease(w, x, &part)
+	} else {
+		t.beginFrom(w, x, &part)
+	}
+	for _, o := range a.wants {
+		if o == w {
+			o.lack(&pieces)
+			o.window.removeSet(&pieces)
+		} else if common(&o.need, &pieces, 0) < c.n || common(&o.window, &pieces, 0) < c.n {
+			o.lack(&pieces)
+			o.window.removeSet(&pieces)
+			t.touch(o)
+		}
+	}
+	if w.m == to {
+		x.want = w
+		w.active++
+		w.parts = append(w.parts, part)
+	} else {
+		t.emit(Grant{To: to.peer.ID, Blob: c.name, Shape: c.shape, Origin: w.origin, Priority: w.prio, Parts: []Part{part}})
+	}
+	t.list(to)
+	t.wakeMember(to, from != nil)
+}
+
+func (t *Tracker) beginLease(w *want, x *transfer, part *Part) {
+	c := x.to.c
+	x.deadline = t.now.Add(t.opt.LeaseLife)
+	x.place = t.leases.PushBack(x)
+	x.to.act.leased.addSet(&x.pieces)
+	x.pieces.each(func(lo, hi int) { c.leased.put(lo, hi, true) })
+	if w.bulk() {
+		x.bulk = true
+		c.bulk++
+	}
+	c.reserved = slices.DeleteFunc(c.reserved, func(r *reservation) bool {
+		r.pieces.removeSet(&x.pieces)
+		return r.pieces.count == 0
+	})
+	part.Lease = x.deadline
+}
+
+func (t *Tracker) beginFrom(w *want, x *transfer, part *Part) {
+	x.deadline = t.now.Add(t.opt.TransferLife)
+	x.place = t.transfers.PushBack(x)
+	out := x.from.busy()
+	x.outAt = len(out.out)
+	out.out = append(out.out, x)
+	x.from.peer.used++
+	if w.bulk() {
+		x.bulk = true
+		x.from.bulkOut++
+	}
+	part.Sources = []Source{{x.from.peer.ID, x.from.peer.Addr}}
+	if second := t.second(w, x); second != nil {
+		x.second = second.peer.ID
+		part.Sources = append(part.Sources, Source{second.peer.ID, second.peer.Addr})
+	}
+	part.Sums = x.to.c.sumsOf(&x.pieces)
+	if x.from.listed && x.from.peer.free() <= 0 {
+		t.setAside(x.from)
+	} else {
+		t.list(x.from)
+	}
+}
+
+// end forgets a transfer of which nothing is left.
+func (t *Tracker) end(x *transfer) {
+	in := x.to.act
+	last := in.in[len(in.in)-1]
+	in.in[x.inAt], last.inAt = last, x.inAt
+	in.in = slices.Delete(in.in, len(in.in)-1, len(in.in))
+	t.mayIdle(x.to)
+	if x.from == nil {
+		t.leases.Remove(x.place)
+		if x.bulk {
+			x.to.c.bulk--
+			t.retry(x.to.c)
+		}
+	} else {
+		t.transfers.Remove(x.place)
+		out := x.from.act
+		last := out.out[len(out.out)-1]
+		out.out[x.outAt], last.outAt = last, x.outAt
+		out.out = slices.Delete(out.out, len(out.out)-1, len(out.out))
+		x.from.peer.used--
+		if x.bulk {
+			x.from.bulkOut--
+			t.list(x.from)
+		}
+		t.wakePeer(x.from.peer)
+		t.mayIdle(x.from)
+	}
+	if x.want != nil {
+		x.want.active--
+		t.touch(x.want)
+		t.finishDone(x.want)
+	}
+}
+
+// renew says that x makes progress.
+func (t *Tracker) renew(x *transfer) {
+	if x.from == nil {
+		x.deadline = t.now.Add(t.opt.LeaseLife)
+		t.leases.MoveToBack(x.place)
+		return
+	}
+	x.deadline = t.now.Add(t.opt.TransferLife)
+	t.transfers.MoveToBack(x.place)
+}
+
+// sever takes pieces out of a transfer before they have arrived, and with them
+// everybody down the line who waits for them. tell says whether the receiver
+// does not know yet.
+func (t *Tracker) sever(x *transfer, pieces *set, tell bool) {
+	gone := both(&x.pieces, pieces)
+	if gone.count == 0 {
+		return
+	}
+	m, c := x.to, x.to.c
+	x.pieces.removeSet(&gone)
+	m.act.receiving.removeSet(&gone)
+	gone.each(func(lo, hi int) { m.count(lo, hi, -1) })
+	if x.from == nil {
+		m.act.leased.removeSet(&gone)
+		gone.each(func(lo, hi int) { c.leased.put(lo, hi, false) })
+	}
+	for _, w := range m.act.wants {
+		if back := both(&w.pieces, &gone); back.count > 0 {
+			w.need.addSet(&back)
+			w.mark(&back)
+			t.touch(w)
+		}
+	}
+	if tell {
+		r := Revoke{To: m.peer.ID, Blob: c.name, Runs: gone.list()}
+		if x.from != nil {
+			r.From = x.from.peer.ID
+		}
+		t.emit(r)
+	}
+	if x.pieces.count == 0 {
+		t.end(x)
+	}
+	t.orphan(m, &gone)
+	t.list(m)
+	t.retry(c)
+}
+
+// orphan severs what m sends of pieces.
+func (t *Tracker) orphan(m *member, pieces *set) {
+	if m.act == nil {
+		return
+	}
+	for _, x := range slices.Clone(m.act.out) {
+		t.sever(x, pieces, true)
+	}
+}
+
+// arrive notes that m has got pieces, sent as granted or not.
+func (t *Tracker) arrive(m *member, got *set) {
+	c := m.c
+	moved := newSet(c.n)
+	if a := m.act; a != nil {
+		moved = both(&a.receiving, got)
+		a.receiving.removeSet(&moved)
+		if own := both(&a.leased, &moved); own.count > 0 {
+			a.leased.removeSet(&own)
+			own.each(func(lo, hi int) { c.leased.put(lo, hi, false) })
+			if m.muted || c.avoiders > 0 {
+				t.retry(c) // not everybody may have them from it
+			}
+		}
+		t.answer(m, got)
+		for i := len(a.in) - 1; i >= 0; i-- {
+			x, before := a.in[i], a.in[i].pieces.count
+			x.pieces.removeSet(&moved)
+			if x.pieces.count == 0 {
+				t.end(x) // another takes its place, which has been looked at
+			} else if x.pieces.count < before {
+				t.renew(x)
+			}
+		}
+		for i := len(a.wants) - 1; i >= 0; i-- {
+			t.finishDone(a.wants[i])
+		}
+	}
+	m.gain(got, &moved)
+	t.hush(m, got)
+	t.list(m)
+	t.wakeMember(m, false)
+	t.mayIdle(m)
+}
+
+// answer notes in m's wants that m has got pieces.
+func (t *Tracker) answer(m *member, got *set) {
+	for _, w := range m.act.wants {
+		if common(&w.pieces, got, 0) < m.c.n {
+			w.pieces.removeSet(got)
+			if w.late {
+				w.late = false
+				t.touch(w)
+			}
+			if common(&w.need, got, 0) < m.c.n {
+				w.lack(got)
+				t.touch(w)
+			}
+		}
+		w.window.removeSet(got)
+	}
+}
+
+// hush sees to it that nobody waits for a holder's pieces whose digests are
+// not known: it was to come from a reader of the origin up the line.
+func (t *Tracker) hush(m *member, got *set) {
+	c := m.c
+	mute := newSet(c.n)
+	got.each(func(lo, hi int) {
+		for p := c.summed.gap(lo); p < hi; p = c.summed.gap(p) {
+			end := min(hi, c.summed.next(p))
+			mute.add(p, end)
+			c.silent.put(p, end, true)
+			p = end
+		}
+	})
+	if mute.count > 0 {
+		t.orphan(m, &mute)
+		t.retry(c)
+	}
+}
+
+// finishDone forgets w if it has been answered.
+func (t *Tracker) finishDone(w *want) {
+	if !w.finished && w.pieces.count == 0 && w.active == 0 {
+		t.finish(w)
+	}
+}
+
+// finish forgets w.
+func (t *Tracker) finish(w *want) {
+	w.finished = true
+	delete(w.m.peer.wants, w.id)
+	a := w.m.act
+	i := slices.Index(a.wants, w)
+	a.wants = slices.Delete(a.wants, i, i+1)
+	t.enqueue(w)
+	t.mayIdle(w.m)
+}
+
+// emit adds an action to those of the step.
+func (t *Tracker) emit(a Action) { t.out = append(t.out, a) }

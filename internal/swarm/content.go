@@ -1,0 +1,404 @@
+package swarm
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"skimmer/internal/blob"
+	"skimmer/internal/schedule"
+)
+
+// content is what a Swarm knows of a blob while somebody has to do with it.
+type content struct {
+	// Constant.
+	s      *Swarm
+	digest digest.Digest
+	geo    geometry
+
+	refs int // guarded by s.mu
+
+	// mu guards what follows; changed is broadcast when any of it changes that
+	// somebody may wait for. Order: mu, s.mu.
+	mu        sync.Mutex
+	changed   *sync.Cond
+	owner     *Link     // the scheduler that knows this blob; nil if none does
+	told      time.Time // since when that was there when it was told about this blob
+	jobs      []*job
+	wants     map[uint64]*want
+	parts     []*part
+	sums      map[int]schedule.Sum // of pieces, as the scheduler gave them
+	groups    map[int]schedule.Sum // of groups, by their first piece
+	banned    map[string]bool      // addresses that sent something else
+	fills     []*filling
+	have      set  // pieces that were delivered, and maybe are not kept yet
+	announced bool // something of it
+	report    report
+}
+
+// want is what a scheduler was asked for and did not say that all of it is
+// granted.
+type want struct {
+	id   uint64
+	prio blob.Priority
+	job  *job     // who asked; nil if filler did
+	fill *filling // who asked, if job is nil
+}
+
+// content returns what is known of a blob, to be released. Whoever says
+// another size gets a content of its own, which no scheduler will take.
+func (s *Swarm) content(d digest.Digest, size int64) *content {
+	s.mu.Lock()
+	c := s.contents[d]
+	if c != nil && c.geo.size == size {
+		c.refs++
+		s.mu.Unlock()
+		return c
+	}
+	c = &content{
+		s: s, digest: d, geo: geometryOf(size), refs: 1, wants: map[uint64]*want{},
+		sums: map[int]schedule.Sum{}, groups: map[int]schedule.Sum{}, banned: map[string]bool{},
+		have: newSet(geometryOf(size).n),
+	}
+	c.changed = sync.NewCond(&c.mu)
+	if s.contents[d] == nil {
+		s.contents[d] = c
+		close(s.coming)
+		s.coming = make(chan struct{})
+	}
+	s.mu.Unlock()
+	c.mu.Lock()
+	c.owner = s.ownerOf(d)
+	c.mu.Unlock()
+	return c
+}
+
+// known returns what is known of a blob, to be released, or nil.
+func (s *Swarm) known(d digest.Digest) *content {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.contents[d]
+	if c != nil {
+		c.refs++
+	}
+	return c
+}
+
+func (c *content) release() {
+	c.s.mu.Lock()
+	c.refs--
+	last := c.refs == 0
+	if last && c.s.contents[c.digest] == c {
+		delete(c.s.contents, c.digest)
+	}
+	c.s.mu.Unlock()
+	if last {
+		c.mu.Lock()
+		c.flush()
+		c.mu.Unlock()
+	}
+}
+
+// start makes pieces of ranges, which are not empty, be fetched, for a reader
+// that ends the job.
+func (h *remote) start(ctx context.Context, ranges []blob.Range) *job {
+	c := h.c
+	j := newJob(ctx, h, ranges)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.jobs = append(c.jobs, j)
+	c.plan(j)
+	j.arm()
+	c.changed.Broadcast() // uploads wait for somebody to fetch what they are to send
+	return j
+}
+
+// plan sees to it that what j needs is on its way. Caller holds c.mu.
+func (c *content) plan(j *job) {
+	missing := c.unplanned(j)
+	c.wake()
+	if len(missing) > 0 {
+		c.ask(j, missing)
+	}
+}
+
+// unplanned returns what j needs and nobody was granted. Caller holds c.mu.
+func (c *content) unplanned(j *job) []schedule.Run {
+	var missing []schedule.Run
+	for _, span := range j.spans {
+		missing = append(missing, j.need.runs(span)...)
+	}
+	for _, p := range c.parts {
+		missing = slices.DeleteFunc(subtract(missing, p.left), func(r schedule.Run) bool { return r.Count == 0 })
+	}
+	return missing
+}
+
+// subtract returns what of runs is not in s.
+func subtract(runs []schedule.Run, s set) []schedule.Run {
+	var out []schedule.Run
+	for _, r := range runs {
+		for p := s.next(r.First, false); p < r.End(); {
+			q := min(s.next(p, true), r.End())
+			out = append(out, schedule.Run{First: p, Count: q - p})
+			p = s.next(q, false)
+		}
+	}
+	return out
+}
+
+// wake starts workers for parts that have something a job needs and no
+// worker. Caller holds c.mu.
+func (c *content) wake() {
+	for _, p := range c.parts {
+		if p.workers == 0 && c.needed(p).Count > 0 {
+			c.employ(p, 0)
+		}
+	}
+}
+
+// needed returns the first run of p that jobs wait for; none if Count is 0.
+// Caller holds c.mu.
+func (c *content) needed(p *part) schedule.Run {
+	best := schedule.Run{First: c.geo.n}
+	for _, j := range c.jobs {
+		if j.err != nil {
+			continue
+		}
+		for _, span := range j.spans {
+			q := both(p.left, j.need, span.First)
+			if q < span.End() && q < best.First {
+				best = schedule.Run{First: q, Count: 1}
+			}
+		}
+	}
+	if best.Count == 0 {
+		return best
+	}
+	// What follows without a gap goes with it.
+	for best.End() < c.geo.n && p.left.has(best.End()) && c.wanted(best.End()) {
+		best.Count++
+	}
+	return best
+}
+
+// both returns the first piece from p on that is in a and in b, or n.
+func both(a, b set, p int) int {
+	for p < a.n {
+		q := b.next(a.next(p, true), true)
+		if q < a.n && a.has(q) {
+			return q
+		}
+		p = q
+	}
+	return a.n
+}
+
+// wanted reports whether a job waits for piece p. Caller holds c.mu.
+func (c *content) wanted(p int) bool {
+	for _, j := range c.jobs {
+		if j.err == nil && j.need.has(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// deliver hands pieces that are as they should be to all who wait for them, and
+// returns those that somebody waited for: the others are in nobody's hands, and
+// this node does not have them. Caller holds c.mu; k's buffer has a reference of
+// the caller's.
+func (c *content) deliver(k chunk) (taken []schedule.Run) {
+	run := schedule.Run{First: k.first, Count: k.count}
+	all := newSet(0)
+	for _, j := range c.jobs {
+		if j.err != nil {
+			continue
+		}
+		switch runs := j.accept(c.geo, k); {
+		case len(taken) == 0:
+			taken = runs
+		case taken[0] != run && len(runs) > 0: // two that have different parts of it
+			if all.n == 0 {
+				all = newSet(c.geo.n)
+			}
+			for _, r := range append(taken, runs...) {
+				all.add(r)
+			}
+			taken = all.runs(run)
+		}
+	}
+	for _, r := range taken {
+		for _, f := range c.fills {
+			f.left.remove(r)
+		}
+		for _, p := range c.parts {
+			p.left.remove(r)
+		}
+	}
+	for _, p := range slices.Clone(c.parts) {
+		if p.left.empty() {
+			c.complete(p)
+		}
+	}
+	c.changed.Broadcast()
+	return taken
+}
+
+// finish ends a part, whatever its workers do. Caller holds c.mu.
+func (c *content) finish(p *part) {
+	c.remove(p)
+	p.cancel()
+	if p.unfill != nil {
+		p.unfill()
+	}
+}
+
+// complete ends a part of which everything came. The origin is read to the end
+// of its answer, so that the connection can be used again; a peer's answer has
+// ended by now, unless it was the slower of two. Caller holds c.mu.
+func (c *content) complete(p *part) {
+	c.remove(p)
+	if !p.lease {
+		p.cancel()
+	}
+	c.flush() // what comes next is granted the sooner
+	if p.stale && c.owner != nil {
+		// A scheduler believes digests of whom it gave a lease, or who tells it of
+		// times before its own.
+		c.s.announce(c, c.owner)
+	}
+}
+
+func (c *content) remove(p *part) {
+	if i := slices.Index(c.parts, p); i >= 0 {
+		c.parts = slices.Delete(c.parts, i, i+1)
+	}
+	p.over = true
+	c.changed.Broadcast()
+}
+
+// leave ends j: what nobody else waits for is not fetched any more. Caller
+// holds c.mu.
+func (c *content) leave(j *job) {
+	if i := slices.Index(c.jobs, j); i >= 0 {
+		c.jobs = slices.Delete(c.jobs, i, i+1)
+	}
+	for id, w := range c.wants {
+		if w.job != j {
+			continue
+		}
+		delete(c.wants, id)
+		if !j.done() {
+			c.send(schedule.Cancel{Blob: c.name(), Want: id})
+		}
+	}
+	for _, p := range slices.Clone(c.parts) {
+		// A lease for others ends with who fills, a part of a filling with it.
+		if p.job == j && c.needed(p).Count == 0 {
+			c.finish(p)
+		}
+	}
+	c.changed.Broadcast()
+}
+
+func (c *content) name() string { return c.digest.String() }
+
+// expects reports whether piece p is being fetched or about to be. Caller
+// holds c.mu.
+func (c *content) expects(p int) bool {
+	for _, x := range c.parts {
+		if x.left.has(p) {
+			return true
+		}
+	}
+	return c.wanted(p)
+}
+
+// reject says that pieces are wrong though their digests match.
+func (c *content) reject(runs []schedule.Run) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget(runs)
+	c.send(schedule.Reject{Blob: c.name(), Runs: runs})
+}
+
+// forget drops the digests of pieces. Caller holds c.mu.
+func (c *content) forget(runs []schedule.Run) {
+	for _, r := range runs {
+		for p := r.First; p < min(r.End(), c.geo.n); p++ {
+			c.have.put(p, p+1, false)
+			delete(c.sums, p)
+			delete(c.groups, p/schedule.Group*schedule.Group)
+		}
+	}
+	c.s.sums.forget(c.digest)
+}
+
+// report is what is to be told to the scheduler about pieces that arrived.
+type report struct {
+	runs  []schedule.Run
+	sums  []schedule.PieceSum
+	last  time.Time // when something was told last
+	timer *time.Timer
+}
+
+// Arrivals are put together for reportEvery before they are told; for
+// reportSums, or a group, if others may wait for the digests that come with
+// them.
+const (
+	reportEvery = 20 * time.Millisecond
+	reportSums  = 2 * time.Millisecond
+)
+
+// arrived notes that pieces arrived, to be told soon. Caller holds c.mu.
+func (c *content) arrived(run schedule.Run, sums []schedule.PieceSum) {
+	c.have.add(run)
+	c.announced = true
+	r := &c.report
+	if n := len(r.runs); n > 0 && r.runs[n-1].End() == run.First {
+		r.runs[n-1].Count += run.Count
+	} else {
+		r.runs = append(r.runs, run)
+	}
+	r.sums = append(r.sums, sums...)
+	wait := reportEvery - time.Since(r.last)
+	if len(sums) > 0 {
+		wait = reportSums - time.Since(r.last)
+	}
+	switch {
+	case wait <= 0 || len(r.sums) >= schedule.Group:
+		c.flush()
+	case r.timer == nil:
+		r.timer = time.AfterFunc(wait, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.flush()
+		})
+	}
+}
+
+// flush tells the scheduler what arrived. Caller holds c.mu.
+func (c *content) flush() {
+	r := &c.report
+	if r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
+	}
+	if len(r.runs) == 0 {
+		return
+	}
+	slices.SortFunc(r.runs, func(a, b schedule.Run) int { return a.First - b.First })
+	c.send(schedule.Have{Blob: c.name(), Runs: r.runs, Sums: r.sums})
+	r.runs, r.sums, r.last = nil, nil, time.Now()
+}
+
+// send tells the blob's scheduler, if there is one. Caller holds c.mu.
+func (c *content) send(ev schedule.Event) {
+	if c.owner != nil {
+		c.owner.send(ev)
+	}
+}

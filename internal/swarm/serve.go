@@ -1,0 +1,218 @@
+package swarm
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+
+	"skimmer/internal/blob"
+	"skimmer/internal/schedule"
+	"skimmer/internal/transfer"
+)
+
+// expectLimit is how long an upload waits for pieces to be on their way here:
+// a scheduler tells both ends of a transfer at the same time, and the other one
+// may be quicker.
+const expectLimit = 2 * time.Second
+
+// Uploads returns what other peers may read from this one, for a
+// transfer.Server: what the store holds, and what is arriving or was granted
+// to this node, as it arrives. A seed also reads from the origin for a peer
+// that has no scheduler.
+func (s *Swarm) Uploads() blob.Source { return uploads{s} }
+
+type uploads struct{ s *Swarm }
+
+// Open implements blob.Source.
+func (u uploads) Open(ctx context.Context, ref blob.Ref) (blob.Blob, error) {
+	s := u.s
+	ref.Size = blob.SizeUnknown
+	b, err := s.cfg.Store.Local().Open(ctx, ref)
+	if blob.KindOf(err) == blob.NotFound {
+		b, err = u.expected(ctx, ref)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &upload{Blob: b, s: s, c: s.content(ref.Digest, b.Size()), ref: blob.Ref{Digest: ref.Digest, Size: b.Size()}}, nil
+}
+
+// expected opens a blob nothing is held of, if some is expected soon.
+func (u uploads) expected(ctx context.Context, ref blob.Ref) (blob.Blob, error) {
+	s := u.s
+	if _, size := transfer.OriginOf(ctx); size > 0 && s.cfg.Seed {
+		ref.Size = size
+		return s.cfg.Store.Local().Open(ctx, ref)
+	}
+	timeout := time.NewTimer(expectLimit)
+	defer timeout.Stop()
+	for {
+		s.mu.Lock()
+		c, coming := s.contents[ref.Digest], s.coming
+		s.mu.Unlock()
+		if c != nil {
+			ref.Size = c.geo.size
+			return s.cfg.Store.Local().Open(ctx, ref)
+		}
+		select {
+		case <-coming:
+		case <-timeout.C:
+			return nil, blob.Errorf(blob.NotFound, "open %v: nothing of it is here or expected", ref)
+		case <-ctx.Done():
+			return nil, blob.Errorf(blob.KindOf(ctx.Err()), "open %v: %w", ref, ctx.Err())
+		case <-s.ctx.Done():
+			return nil, blob.Errorf(blob.Unavailable, "open %v: this node is stopping", ref)
+		}
+	}
+}
+
+// upload is a blob as other peers see it.
+type upload struct {
+	blob.Blob // of the store, what is held or arriving
+	s         *Swarm
+	c         *content
+	ref       blob.Ref
+}
+
+// Close implements blob.Blob.
+func (u *upload) Close() error {
+	u.c.release()
+	return u.Blob.Close()
+}
+
+// Lend implements transfer.Lender.
+func (u *upload) Lend(r blob.Range) (*os.File, int64, []uint32, bool) {
+	if l, ok := u.Blob.(transfer.Lender); ok {
+		return l.Lend(r)
+	}
+	return nil, 0, nil, false
+}
+
+// Held implements transfer.Holder.
+func (u *upload) Held() []blob.Range {
+	if h, ok := u.Blob.(transfer.Holder); ok {
+		return h.Held()
+	}
+	return nil
+}
+
+// ReadRange implements blob.Blob.
+func (u *upload) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser, error) {
+	if err := r.Check(u.Size()); err != nil {
+		return nil, err
+	}
+	if origin, size := transfer.OriginOf(ctx); origin != "" && size == u.Size() && u.s.cfg.Seed {
+		return u.forOther(ctx, origin, r)
+	}
+	// In the background: it must not hurry what others wait for here.
+	return &relay{u: u, ctx: blob.WithPriority(ctx, blob.Background), off: r.Off, end: r.End()}, nil
+}
+
+// forOther reads what is missing from the origin.
+func (u *upload) forOther(ctx context.Context, origin string, r blob.Range) (io.ReadCloser, error) {
+	b, err := u.s.top.Open(ctx, withOrigin(u.ref, origin))
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	u.s.count.forOthers.Add(1)
+	return b.ReadRange(ctx, r)
+}
+
+// relay reads what is held or arriving, and waits for what is about to.
+type relay struct {
+	u        *upload
+	ctx      context.Context
+	off, end int64
+	rc       io.ReadCloser // of the store; nil between two
+}
+
+// Read implements io.Reader.
+func (y *relay) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if y.off == y.end {
+			return 0, io.EOF
+		}
+		n, err := y.read(p)
+		if n > 0 || err == nil {
+			return n, nil
+		}
+		if blob.KindOf(err) != blob.NotFound {
+			return 0, err
+		}
+		if !y.await() {
+			return 0, err
+		}
+	}
+}
+
+// read reads once from the store.
+func (y *relay) read(p []byte) (int, error) {
+	if y.rc == nil {
+		rc, err := y.u.Blob.ReadRange(y.ctx, blob.Range{Off: y.off, Len: y.end - y.off})
+		if err != nil {
+			return 0, err
+		}
+		y.rc = rc
+	}
+	n, err := y.rc.Read(p)
+	y.off += int64(n)
+	if n > 0 {
+		return n, nil
+	}
+	_ = y.rc.Close() // it failed, or was read to its end
+	y.rc = nil
+	if err == io.EOF {
+		err = blob.Errorf(blob.Corrupt, "read %v: it ended early: %w", y.u.ref, io.ErrUnexpectedEOF)
+	}
+	return 0, err
+}
+
+// await waits until the store may have, or fetch, what comes next. It returns
+// false if nobody is going to fetch it.
+func (y *relay) await() bool {
+	c := y.u.c
+	p := c.geo.at(y.off)
+	late := false
+	t := time.AfterFunc(expectLimit, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		late = true
+		c.changed.Broadcast()
+	})
+	defer t.Stop()
+	defer context.AfterFunc(y.ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.changed.Broadcast()
+	})()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for y.ctx.Err() == nil && c.s.ctx.Err() == nil {
+		// A job is the store fetching: it can be joined. What came in between is
+		// held by now.
+		if c.wanted(p) || len(c.held([]schedule.Run{{First: p, Count: 1}})) > 0 {
+			return true
+		}
+		if late && !c.expects(p) {
+			return false
+		}
+		c.changed.Wait()
+	}
+	return false
+}
+
+// Close implements io.Closer.
+func (y *relay) Close() error {
+	y.end = y.off
+	if y.rc == nil {
+		return nil
+	}
+	err := y.rc.Close()
+	y.rc = nil
+	return err
+}
