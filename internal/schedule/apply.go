@@ -205,7 +205,7 @@ func (e Fail) apply(t *Tracker) {
 	var failed []*transfer
 	for _, x := range m.act.in {
 		by := e.Source == "" && x.from == nil ||
-			e.Source != "" && x.from != nil && (x.from.peer.ID == e.Source || x.second == e.Source)
+			e.Source != "" && x.from != nil && (x.from.peer.ID == e.Source || len(e.Runs) > 0 && x.second == e.Source)
 		if by && common(&x.pieces, &pieces, 0) < c.n {
 			failed = append(failed, x)
 		}

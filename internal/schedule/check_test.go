@@ -152,7 +152,7 @@ func (k *checker) tallies(c *content) {
 			none = mask{}
 			show := m.holds
 			if m.act != nil {
-				show = show.or(c.maskOf(&m.act.leased))
+				show = show.or(c.maskOf(&m.act.receiving))
 			}
 			offered.change(&none, show)
 		}
@@ -338,7 +338,7 @@ func (k *checker) waits(name string, w *want) {
 			}
 			offered++
 			holds := o.have.has(p) && c.summed.has(p)
-			sent := o.act != nil && (o.act.leased.has(p) || !w.bulk() && o.act.receiving.has(p))
+			sent := o.act != nil && o.act.receiving.has(p)
 			if (holds || sent) && o.peer.free() > 0 && (!w.bulk() || o.bulkOut < k.t.opt.BulkWidth) {
 				k.failf("%s waits for %d, which %s has", name, p, o.peer.ID)
 			}

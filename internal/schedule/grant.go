@@ -157,9 +157,7 @@ const (
 	holds           // it has a piece
 )
 
-// fit says whether m has piece p, or any of need if that is -1. What nobody
-// is blocked on is relayed only by readers of the origin, so that lines are
-// short where there is no hurry.
+// fit says whether m has piece p, or any of need if that is -1.
 func (w *want) fit(need *set, m *member, p int) fitness {
 	c, relayed := m.c, w.relayed(m)
 	if p >= 0 {
@@ -182,13 +180,11 @@ func (w *want) fit(need *set, m *member, p int) fitness {
 	return useless
 }
 
-// relayed returns which of the pieces that m is being sent w may have from it.
+// relayed returns which of the pieces that m is being sent w may have from it,
+// or nil.
 func (w *want) relayed(m *member) *set {
-	switch {
-	case m.act == nil:
+	if m.act == nil {
 		return nil
-	case w.bulk():
-		return &m.act.leased
 	}
 	return &m.act.receiving
 }
@@ -265,8 +261,8 @@ func (w *want) rarest(need *set, m *member, limit uint32) int {
 func (w *want) rareBlock(m *member, rarity uint32) int {
 	c, best := m.c, 0
 	has := m.holds
-	if m.act != nil && m.act.leased.count > 0 {
-		has = has.or(c.maskOf(&m.act.leased))
+	if m.act != nil && m.act.receiving.count > 0 {
+		has = has.or(c.maskOf(&m.act.receiving))
 	}
 	first, tries := w.m.start/c.grain, 0
 	for i := range len(has) + 1 {
@@ -321,16 +317,16 @@ func (t *Tracker) find(w *want, need *set, p int) *member {
 			}
 			switch w.fit(need, m, p) {
 			case holds:
-				if name.full || p < 0 {
+				if p < 0 {
 					best = m
 					return true
 				}
 				taken := w.take(need, m, span{int32(p), int32(c.n)}, c.maxRun)
-				if taken.count > most {
+				if taken.count > most || taken.count == most && m.peer.used < best.peer.used {
 					best, most = m, taken.count
 				}
 				tries++
-				return most == min(c.maxRun, need.count) || tries == sampleMembers
+				return most == min(c.maxRun, need.count) && best.peer.used < 2 || tries == sampleMembers
 			case relays:
 				if relaysSeen++; relay == nil || relaysSeen <= sampleMembers && m.peer.used < relay.peer.used {
 					relay = m
@@ -338,6 +334,9 @@ func (t *Tracker) find(w *want, need *set, p int) *member {
 			}
 			return false
 		})
+		if best != nil && relay != nil && p >= 0 && best.peer.used >= t.opt.Width && relay.peer.used < best.peer.used {
+			return nil
+		}
 		return best
 	}
 	for _, name := range near(w.m.peer, w.bulk()) {

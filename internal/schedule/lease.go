@@ -81,7 +81,7 @@ func (t *Tracker) leaseAt(w *want, need *set, p int) bool {
 		return false
 	}
 	length := c.maxRun
-	if w.bulk() && len(c.order) > 2 { // else there is nobody to share with
+	if w.bulk() {
 		length = c.bulkRun
 	}
 	in := span{int32(p), int32(c.n)}

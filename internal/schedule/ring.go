@@ -80,8 +80,8 @@ func (m *member) show() {
 		return
 	}
 	now := m.holds
-	if m.act != nil && m.act.leased.count > 0 {
-		now = now.or(m.c.maskOf(&m.act.leased))
+	if m.act != nil && m.act.receiving.count > 0 {
+		now = now.or(m.c.maskOf(&m.act.receiving))
 	}
 	m.c.offered.change(&m.shown, now)
 }

@@ -237,8 +237,8 @@ func TestBackoff(t *testing.T) {
 		if len(r.heard) > 0 {
 			t.Errorf("told %d more things", len(r.heard))
 		}
-		if len(attempts) < 24 || len(attempts) > 60 {
-			t.Errorf("%d attempts in two minutes, want one in 2.5 to 5 s, and some more in the beginning", len(attempts))
+		if len(attempts) < 48 || len(attempts) > 110 {
+			t.Errorf("%d attempts in two minutes, want one a second for half a minute, then one in 2.5 to 5 s", len(attempts))
 		}
 		if first := attempts[1].Sub(attempts[0]); first > 100*time.Millisecond {
 			t.Errorf("second attempt came after %v, want at most 100ms", first)

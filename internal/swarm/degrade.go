@@ -225,7 +225,7 @@ func (s *Swarm) withSeeds() {
 
 // pace knows how quick sources are.
 type pace struct {
-	mu   sync.Mutex
+	mu   sync.Mutex               // guards took
 	took map[string]time.Duration // by address: moving average of the time a segment takes
 }
 

@@ -120,63 +120,76 @@ func (u *upload) forOther(ctx context.Context, origin string, r blob.Range) (io.
 	return b.ReadRange(ctx, r)
 }
 
-// relay reads what is held or arriving, and waits for what is about to.
+// relay reads what is held or arriving, and waits for what is about to. A piece
+// is passed on as soon as it came, though those before it, which a reader here
+// waits for, may not have: whoever waits for it over there must not depend on
+// what this node waits for.
 type relay struct {
 	u        *upload
 	ctx      context.Context
 	off, end int64
-	rc       io.ReadCloser // of the store; nil between two
+	rc       io.ReadCloser // of the store, up to rcEnd; nil between two
+	rcEnd    int64
 }
 
 // Read implements io.Reader.
 func (y *relay) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	for {
+	for len(p) > 0 {
 		if y.off == y.end {
 			return 0, io.EOF
 		}
-		n, err := y.read(p)
-		if n > 0 || err == nil {
+		if y.rc == nil {
+			n, err := y.next(p)
+			if n > 0 || err != nil {
+				return n, err
+			}
+		}
+		n, err := y.rc.Read(p)
+		y.off += int64(n)
+		if y.off == y.rcEnd || err != nil {
+			_ = y.rc.Close() // it failed, or was read to its end
+			y.rc = nil
+		}
+		switch {
+		case n > 0:
 			return n, nil
-		}
-		if blob.KindOf(err) != blob.NotFound {
-			return 0, err
-		}
-		if !y.await() {
+		case err == io.EOF:
+			return 0, blob.Errorf(blob.Corrupt, "read %v: it ended early: %w", y.u.ref, io.ErrUnexpectedEOF)
+		case err != nil:
 			return 0, err
 		}
 	}
+	return 0, nil
 }
 
-// read reads once from the store.
-func (y *relay) read(p []byte) (int, error) {
-	if y.rc == nil {
-		rc, err := y.u.Blob.ReadRange(y.ctx, blob.Range{Off: y.off, Len: y.end - y.off})
-		if err != nil {
-			return 0, err
-		}
-		y.rc = rc
+// next waits for the piece that comes next. It copies bytes of it into p if
+// they are in memory, or opens the store's, and what it has behind them.
+func (y *relay) next(p []byte) (int, error) {
+	c := y.u.c
+	first := c.geo.at(y.off)
+	n, err := y.await(first, p)
+	if n > 0 || err != nil {
+		return n, err
 	}
-	n, err := y.rc.Read(p)
-	y.off += int64(n)
-	if n > 0 {
-		return n, nil
+	rest := blob.Range{Off: y.off, Len: y.end - y.off}
+	y.rcEnd = min(c.geo.start(first+1), y.end) // it came, and may not be on disk yet
+	missing, err := c.s.cfg.Store.Missing(y.u.ref, rest)
+	switch {
+	case err != nil:
+		return 0, err
+	case len(missing) == 0:
+		y.rcEnd = y.end
+	default:
+		y.rcEnd = max(y.rcEnd, missing[0].Off)
 	}
-	_ = y.rc.Close() // it failed, or was read to its end
-	y.rc = nil
-	if err == io.EOF {
-		err = blob.Errorf(blob.Corrupt, "read %v: it ended early: %w", y.u.ref, io.ErrUnexpectedEOF)
-	}
+	y.rc, err = y.u.Blob.ReadRange(y.ctx, blob.Range{Off: y.off, Len: y.rcEnd - y.off})
 	return 0, err
 }
 
-// await waits until the store may have, or fetch, what comes next. It returns
-// false if nobody is going to fetch it.
-func (y *relay) await() bool {
+// await waits until piece q is here. It copies bytes from the offset on into p
+// if a reader has the piece in memory.
+func (y *relay) await(q int, p []byte) (int, error) {
 	c := y.u.c
-	p := c.geo.at(y.off)
 	late := false
 	t := time.AfterFunc(expectLimit, func() {
 		c.mu.Lock()
@@ -192,18 +205,40 @@ func (y *relay) await() bool {
 	})()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for y.ctx.Err() == nil && c.s.ctx.Err() == nil {
-		// A job is the store fetching: it can be joined. What came in between is
-		// held by now.
-		if c.wanted(p) || len(c.held([]schedule.Run{{First: p, Count: 1}})) > 0 {
-			return true
+	for {
+		switch {
+		case y.ctx.Err() != nil:
+			return 0, blob.Errorf(blob.KindOf(y.ctx.Err()), "read %v: %w", y.u.ref, y.ctx.Err())
+		case c.s.ctx.Err() != nil:
+			return 0, blob.Errorf(blob.Unavailable, "read %v: this node is stopping", y.u.ref)
 		}
-		if late && !c.expects(p) {
-			return false
+		if from, ok := c.peek(q); ok {
+			n := copy(p[:min(int64(len(p)), y.end-y.off)], from[y.off-c.geo.start(q):])
+			y.off += int64(n)
+			return n, nil
+		}
+		if c.have.has(q) || len(c.held([]schedule.Run{{First: q, Count: 1}})) > 0 {
+			return 0, nil
+		}
+		if late && !c.expects(q) {
+			return 0, blob.Errorf(blob.NotFound, "read %v: piece %d is not here and not expected", y.u.ref, q)
 		}
 		c.changed.Wait()
 	}
-	return false
+}
+
+// peek returns the bytes of piece q that a reader has in memory and did not
+// take yet. Caller holds c.mu, and uses them no longer.
+func (c *content) peek(q int) ([]byte, bool) {
+	for _, j := range c.jobs {
+		for _, k := range j.ready {
+			if k.first <= q && q < k.first+k.count {
+				from := c.geo.start(q) - c.geo.start(k.first)
+				return k.p[from:min(from+c.geo.piece, int64(len(k.p)))], true
+			}
+		}
+	}
+	return nil, false
 }
 
 // Close implements io.Closer.

@@ -26,7 +26,7 @@ import (
 type sumFiles struct {
 	dir string // empty: nothing is kept
 
-	mu sync.Mutex // of all files
+	mu sync.Mutex // guards all files
 }
 
 const sumRecord = 4 + 32 + 4

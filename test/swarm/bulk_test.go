@@ -53,9 +53,10 @@ func middle(t *testing.T, l formation) (*swarm, thing, *gets) {
 	return s, f, g
 }
 
-// lost is what may leave the origin again when who was reading it is gone: what
-// was on its way, and what nobody else had yet, over the size of the file.
-const lost = 0.10
+// lost is what may leave the origin again when who was reading it is gone, over
+// the size of the file: what was on its way and what nobody else had yet, some
+// stretches of 256 KiB.
+const lost = 0.03
 
 // TestNodeKilled kills a node midway and starts it again.
 func TestNodeKilled(t *testing.T) {
@@ -152,7 +153,7 @@ func TestPartition(t *testing.T) {
 	g.wait(2, 3)
 	// Who is cut off cannot ask who has what, so when it is back it may read
 	// from the origin until it has found the scheduler.
-	s.leftOnce(f, once+3*lost)
+	s.leftOnce(f, once+2*lost)
 }
 
 // TestSeedsAlone has no scheduler: nodes ask seeds.

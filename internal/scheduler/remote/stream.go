@@ -32,15 +32,19 @@ const (
 // stream that lasted for steady makes them begin anew.
 const (
 	minPause = 100 * time.Millisecond
-	maxPause = time.Second
-	steady   = 10 * time.Second
+	maxPause = 5 * time.Second
+	// A scheduler that is restarted is back soon, and peers do badly without:
+	// for soonFor the pauses are not longer than soon.
+	soon    = time.Second
+	soonFor = 30 * time.Second
+	steady  = 10 * time.Second
 )
 
 var errSilent = blob.Errorf(blob.Timeout, "talk to scheduler: nothing has come from it for %v", deadAfter)
 
 // run connects until ctx ends.
 func (s *Session) run(ctx context.Context) {
-	pause := minPause
+	pause, lost := minPause, time.Now()
 	for first := true; ; first = false {
 		up, err := s.attempt(ctx)
 		if ctx.Err() != nil {
@@ -55,6 +59,9 @@ func (s *Session) run(ctx context.Context) {
 		if !up.IsZero() && time.Since(up) >= steady {
 			pause = minPause
 		}
+		if !up.IsZero() {
+			lost = time.Now()
+		}
 		// Not all peers that lost a scheduler come back in the same moment.
 		select {
 		case <-ctx.Done():
@@ -62,6 +69,9 @@ func (s *Session) run(ctx context.Context) {
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		}
 		pause = min(2*pause, maxPause)
+		if time.Since(lost) < soonFor {
+			pause = min(pause, soon)
+		}
 	}
 }
 
