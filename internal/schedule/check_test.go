@@ -152,7 +152,7 @@ func (k *checker) tallies(c *content) {
 			none = mask{}
 			show := m.holds
 			if m.act != nil {
-				show = show.or(c.maskOf(&m.act.receiving))
+				show = show.or(c.maskOf(&m.act.near))
 			}
 			offered.change(&none, show)
 		}
@@ -226,7 +226,7 @@ func (k *checker) member(m *member) {
 	if len(a.in)+len(a.out)+len(a.wants)+len(a.avoid) == 0 && a.noOrigin.IsZero() {
 		k.failf("%s: %s has no activity and keeps it", c.name, id)
 	}
-	receiving, leased := newSet(c.n), newSet(c.n)
+	receiving, leased, near := newSet(c.n), newSet(c.n), newSet(c.n)
 	for i, x := range a.in {
 		k.seen++
 		if x.inAt != i || x.to != m || x.pieces.count == 0 {
@@ -236,13 +236,17 @@ func (k *checker) member(m *member) {
 			k.failf("%s: %s is sent pieces twice or for nothing: %v", c.name, id, x.pieces.list())
 		}
 		receiving.addSet(&x.pieces)
+		if x.hops < maxHops {
+			near.addSet(&x.pieces)
+		}
 		if x.from == nil {
 			leased.addSet(&x.pieces)
 			continue
 		}
 		k.transfer(x)
 	}
-	if !slices.Equal(receiving.list(), a.receiving.list()) || !slices.Equal(leased.list(), a.leased.list()) {
+	if !slices.Equal(receiving.list(), a.receiving.list()) || !slices.Equal(leased.list(), a.leased.list()) ||
+		!slices.Equal(near.list(), a.near.list()) {
 		k.failf("%s: %s receives %v leased %v, says %v %v", c.name, id, receiving.list(), leased.list(), a.receiving.list(), a.leased.list())
 	}
 	bulk := 0
@@ -338,7 +342,7 @@ func (k *checker) waits(name string, w *want) {
 			}
 			offered++
 			holds := o.have.has(p) && c.summed.has(p)
-			sent := o.act != nil && o.act.receiving.has(p)
+			sent := o.act != nil && (o.act.near.has(p) || !w.bulk() && o.act.receiving.has(p))
 			if (holds || sent) && o.peer.free() > 0 && (!w.bulk() || o.bulkOut < k.t.opt.BulkWidth) {
 				k.failf("%s waits for %d, which %s has", name, p, o.peer.ID)
 			}

@@ -181,10 +181,13 @@ func (w *want) fit(need *set, m *member, p int) fitness {
 }
 
 // relayed returns which of the pieces that m is being sent w may have from it,
-// or nil.
+// or nil. Where nobody is blocked lines are kept short.
 func (w *want) relayed(m *member) *set {
-	if m.act == nil {
+	switch {
+	case m.act == nil:
 		return nil
+	case w.bulk():
+		return &m.act.near
 	}
 	return &m.act.receiving
 }
@@ -261,8 +264,8 @@ func (w *want) rarest(need *set, m *member, limit uint32) int {
 func (w *want) rareBlock(m *member, rarity uint32) int {
 	c, best := m.c, 0
 	has := m.holds
-	if m.act != nil && m.act.receiving.count > 0 {
-		has = has.or(c.maskOf(&m.act.receiving))
+	if m.act != nil && m.act.near.count > 0 {
+		has = has.or(c.maskOf(&m.act.near))
 	}
 	first, tries := w.m.start/c.grain, 0
 	for i := range len(has) + 1 {

@@ -48,7 +48,7 @@ func (t *Tracker) join(p *peer, c *content) *member {
 // busy returns m's activity, for changing it.
 func (m *member) busy() *activity {
 	if m.act == nil {
-		m.act = &activity{receiving: newSet(m.c.n), leased: newSet(m.c.n)}
+		m.act = &activity{receiving: newSet(m.c.n), leased: newSet(m.c.n), near: newSet(m.c.n)}
 	}
 	return m.act
 }

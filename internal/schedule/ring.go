@@ -80,8 +80,8 @@ func (m *member) show() {
 		return
 	}
 	now := m.holds
-	if m.act != nil && m.act.receiving.count > 0 {
-		now = now.or(m.c.maskOf(&m.act.receiving))
+	if m.act != nil && m.act.near.count > 0 {
+		now = now.or(m.c.maskOf(&m.act.near))
 	}
 	m.c.offered.change(&m.shown, now)
 }

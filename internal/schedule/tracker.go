@@ -152,6 +152,7 @@ type member struct {
 type activity struct {
 	receiving set // what it is being sent or reads from the origin
 	leased    set // what it reads from the origin
+	near      set // what of receiving comes over less than maxHops others
 	in, out   []*transfer
 	wants     []*want
 	avoid     []avoidance
@@ -170,6 +171,7 @@ type transfer struct {
 	second      PeerID  // who was offered as second source, or empty
 	want        *want   // nil if this is a lease for the sake of others
 	pieces      set
+	hops        int  // how many that were being sent pieces themselves they came over at first
 	inAt, outAt int  // in to.act.in and from.act.out
 	bulk        bool // nobody is blocked on it: content.bulk or from.bulkOut counts it
 	deadline    time.Time

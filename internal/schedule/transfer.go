@@ -2,6 +2,11 @@ package schedule
 
 import "slices"
 
+// maxHops is over how many members on the way pieces come at most that nobody
+// is blocked on. Each costs the time to relay a piece; a few are enough to have
+// all links at work soon after a piece has left the origin.
+const maxHops = 3
+
 // begin has pieces on their way to a member: from another, or from the origin
 // if from is nil. w is the want that made it necessary.
 func (t *Tracker) begin(w *want, to, from *member, pieces set) {
@@ -15,6 +20,10 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 		t.beginLease(w, x, &part)
 	} else {
 		t.beginFrom(w, x, &part)
+	}
+	near := x.hops < maxHops
+	if near {
+		a.near.addSet(&pieces)
 	}
 	for _, o := range a.wants {
 		if o == w {
@@ -34,7 +43,7 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 		t.emit(Grant{To: to.peer.ID, Blob: c.name, Shape: c.shape, Origin: w.origin, Priority: w.prio, Parts: []Part{part}})
 	}
 	t.list(to)
-	t.wakeMember(to, from != nil)
+	t.wakeMember(to, !near)
 }
 
 func (t *Tracker) beginLease(w *want, x *transfer, part *Part) {
@@ -58,6 +67,11 @@ func (t *Tracker) beginFrom(w *want, x *transfer, part *Part) {
 	x.deadline = t.now.Add(t.opt.TransferLife)
 	x.place = t.transfers.PushBack(x)
 	out := x.from.busy()
+	for _, up := range out.in {
+		if up.hops >= x.hops && common(&up.pieces, &x.pieces, 0) < x.to.c.n {
+			x.hops = up.hops + 1
+		}
+	}
 	x.outAt = len(out.out)
 	out.out = append(out.out, x)
 	x.from.peer.used++
@@ -134,6 +148,7 @@ func (t *Tracker) sever(x *transfer, pieces *set, tell bool) {
 	m, c := x.to, x.to.c
 	x.pieces.removeSet(&gone)
 	m.act.receiving.removeSet(&gone)
+	m.act.near.removeSet(&gone)
 	gone.each(func(lo, hi int) { m.count(lo, hi, -1) })
 	if x.from == nil {
 		m.act.leased.removeSet(&gone)
@@ -178,6 +193,7 @@ func (t *Tracker) arrive(m *member, got *set) {
 	if a := m.act; a != nil {
 		moved = both(&a.receiving, got)
 		a.receiving.removeSet(&moved)
+		a.near.removeSet(&moved)
 		if own := both(&a.leased, &moved); own.count > 0 {
 			a.leased.removeSet(&own)
 			own.each(func(lo, hi int) { c.leased.put(lo, hi, false) })

@@ -37,7 +37,8 @@ func (s *Swarm) hoping(p blob.Priority) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.ContainsFunc(s.links, func(l *Link) bool {
-		return !l.up && time.Since(l.since) < limit
+		// One that is up is about to be told of the blob.
+		return l.up && l.session != nil || time.Since(l.since) < limit
 	})
 }
 
