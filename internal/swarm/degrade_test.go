@@ -33,7 +33,7 @@ func (l *lines) count(text string) int {
 }
 
 // eventually waits for something that other goroutines bring about.
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -26,13 +26,13 @@ import (
 // world is nodes that exchange blobs over the loopback interface, an origin,
 // and schedulers in the same process.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	origin *origin
 	wg     sync.WaitGroup
 	ctx    context.Context
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{t: t, origin: &origin{left: map[string][]int32{}}, ctx: ctx}
 	t.Cleanup(func() {
