@@ -125,6 +125,9 @@ func New(cfg Config) (_ *Peer, err error) {
 	}
 	p := &Peer{cfg: cfg, log: cfg.Logger, since: time.Now(), idle: make(chan struct{})}
 	p.cfg.Store.Lost = p.lost
+	if cfg.Swarm != nil {
+		p.cfg.Store.DigestDelay = digestDelay
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("start peer: %w", err), p.free())
@@ -158,6 +161,10 @@ func New(cfg Config) (_ *Peer, err error) {
 	}
 	return p, nil
 }
+
+// digestDelay is how long a whole blob of the swarm, each piece of which was
+// compared, waits to be compared with its own digest: until nobody is in a hurry.
+const digestDelay = 10 * time.Second
 
 // lazyPiece is the size of pieces in bytes.
 const lazyPiece = 16 << 10

@@ -55,6 +55,10 @@ type entry struct {
 	stale   bool // a hashed piece was dropped
 	hasher  hash.Hash
 	hashed  int // pieces in hasher
+	// With a DigestDelay: somebody waits for the verdict; since when all is
+	// here and nobody does.
+	eager    bool
+	unjudged time.Time
 }
 
 func newEntry(s *Store, d digest.Digest) *entry {
@@ -327,8 +331,14 @@ func (e *entry) keep(rs []record) (n int64, err error) {
 	}
 	e.account(n)
 	e.soil(n)
-	if next || e.missing() == 0 {
-		e.kickHash()
+	switch {
+	case e.s.cfg.DigestDelay == 0 || e.eager || !blob.Verifiable(e.digest):
+		if next || e.missing() == 0 {
+			e.kickHash()
+		}
+	case e.missing() == 0:
+		e.unjudged = time.Now()
+		wake(e.s.dirty)
 	}
 	return n, nil
 }

@@ -234,6 +234,7 @@ func (o *opened) reader(ctx context.Context, r blob.Range, own *group) (io.ReadC
 	o.observe(r)
 	rd.resets = e.resets
 	rd.whole = r.Len == e.geo.size && !e.complete
+	e.eager = e.eager || rd.whole
 	e.mu.Unlock()
 	return rd, nil
 }

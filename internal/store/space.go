@@ -52,6 +52,12 @@ func (s *Store) tend(dirty int64) {
 	for _, e := range s.all() {
 		e.mu.Lock()
 		due := e.dirty >= dirty
+		if !e.unjudged.IsZero() && time.Since(e.unjudged) >= s.cfg.DigestDelay {
+			e.unjudged = time.Time{}
+			e.kickHash()
+		} else if !e.unjudged.IsZero() {
+			wake(s.dirty) // to come back to it
+		}
 		e.mu.Unlock()
 		if !due {
 			continue

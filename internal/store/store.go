@@ -31,6 +31,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -65,6 +66,10 @@ type Config struct {
 	// most that is asked for at once. Both are rounded up to pieces. Defaults:
 	// 256 KiB and 8 MiB.
 	RandomRun, SequentialRun int64
+	// DigestDelay is how long after its last piece came a blob is held against
+	// its digest, if nobody waits for that. It is for sources whose pieces were
+	// compared with something one by one. Default: while pieces arrive.
+	DigestDelay time.Duration
 	// Lost, where set, is told of blobs of which something is not held any more,
 	// whatever the reason. It is called with locks held: it must be quick and
 	// must not use the Store.

@@ -269,6 +269,19 @@ type Verifier interface {
 	// compared because not all is held or the name says nothing of the content,
 	// and a Corrupt error if what was held is dropped. Safe for concurrent use.
 	Verify(ctx context.Context) error
+	// WillVerify says that Verify is going to be called: the digest is computed
+	// while the rest arrives.
+	WillVerify()
+}
+
+// WillVerify implements Verifier.
+func (o *opened) WillVerify() {
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	o.e.eager = true
+	if !o.e.complete && o.e.hashed < o.e.geo.pieces && o.e.present.has(o.e.hashed) {
+		o.e.kickHash()
+	}
 }
 
 // Verify implements Verifier.

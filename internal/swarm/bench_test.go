@@ -61,7 +61,7 @@ func plainFetch(b *testing.B, url string) {
 // verified, in turn with a client and a server of package net/http that do no
 // more than that. Both ends are in this process, and so is the scheduler.
 func BenchmarkPeerToPeer(b *testing.B) {
-	const size = 256 << 20
+	const size = 1 << 30
 	content := blobtest.Bytes(1, size)
 	url := plainServer(b, content)
 	w := newWorld(b)

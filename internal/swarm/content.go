@@ -34,7 +34,7 @@ type content struct {
 	groups    map[int]schedule.Sum // of groups, by their first piece
 	banned    map[string]bool      // addresses that sent something else
 	fills     []*filling
-	have      set  // pieces that were delivered, and maybe are not kept yet
+	have      *set // pieces that were delivered, and maybe are not kept yet
 	announced bool // something of it
 	report    report
 }
@@ -138,7 +138,7 @@ func (c *content) unplanned(j *job) []schedule.Run {
 }
 
 // subtract returns what of runs is not in s.
-func subtract(runs []schedule.Run, s set) []schedule.Run {
+func subtract(runs []schedule.Run, s *set) []schedule.Run {
 	var out []schedule.Run
 	for _, r := range runs {
 		for p := s.next(r.First, false); p < r.End(); {
@@ -186,7 +186,7 @@ func (c *content) needed(p *part) schedule.Run {
 }
 
 // both returns the first piece from p on that is in a and in b, or n.
-func both(a, b set, p int) int {
+func both(a, b *set, p int) int {
 	for p < a.n {
 		q := b.next(a.next(p, true), true)
 		if q < a.n && a.has(q) {

@@ -18,7 +18,7 @@ type filling struct {
 	ctx context.Context
 
 	// Guarded by c.mu.
-	left set // what is not here yet
+	left *set // what is not here yet
 	want uint64
 	err  error
 }
@@ -232,6 +232,9 @@ func (s *Swarm) stream(ctx context.Context, ref blob.Ref) (io.ReadCloser, error)
 	}
 	blob.TrafficOf(ctx).Local.Add(held)
 	fetching := blob.WithTraffic(t.ctx, blob.TrafficOf(ctx))
+	if v, ok := b.(store.Verifier); ok {
+		v.WillVerify()
+	}
 	t.fetched = make(chan struct{})
 	ok := s.spawn(func() {
 		defer close(t.fetched)

@@ -60,35 +60,39 @@ func (g geometry) within(r blob.Range) schedule.Run {
 	return schedule.Run{First: first, Count: max(end-first, 0)}
 }
 
-// set is a set of the pieces of one blob.
+// set is a set of the pieces of one blob. It is not copied.
 type set struct {
-	n    int
-	bits []uint64
+	n     int // pieces of the blob
+	count int // of them in the set
+	bits  []uint64
 }
 
-func newSet(n int) set { return set{n, make([]uint64, (n+63)/64)} }
+func newSet(n int) *set { return &set{n: n, bits: make([]uint64, (n+63)/64)} }
 
-func (s set) has(p int) bool { return s.bits[p/64]>>(p%64)&1 != 0 }
+func (s *set) has(p int) bool { return s.bits[p/64]>>(p%64)&1 != 0 }
 
 // put adds the pieces from lo up to and not including hi, or takes them out.
-func (s set) put(lo, hi int, in bool) {
+func (s *set) put(lo, hi int, in bool) {
 	for lo < hi {
 		end := min(hi, (lo/64+1)*64)
 		mask := ^uint64(0) >> (64 - (end - lo)) << (lo % 64)
+		word := &s.bits[lo/64]
+		s.count -= bits.OnesCount64(*word)
 		if in {
-			s.bits[lo/64] |= mask
+			*word |= mask
 		} else {
-			s.bits[lo/64] &^= mask
+			*word &^= mask
 		}
+		s.count += bits.OnesCount64(*word)
 		lo = end
 	}
 }
 
-func (s set) add(r schedule.Run)    { s.put(r.First, r.End(), true) }
-func (s set) remove(r schedule.Run) { s.put(r.First, r.End(), false) }
+func (s *set) add(r schedule.Run)    { s.put(r.First, r.End(), true) }
+func (s *set) remove(r schedule.Run) { s.put(r.First, r.End(), false) }
 
 // next returns the first piece from p on that is in the set, or is not, or n.
-func (s set) next(p int, in bool) int {
+func (s *set) next(p int, in bool) int {
 	flip := uint64(0)
 	if !in {
 		flip = ^uint64(0)
@@ -102,10 +106,10 @@ func (s set) next(p int, in bool) int {
 }
 
 // empty reports whether nothing is in the set.
-func (s set) empty() bool { return s.next(0, true) == s.n }
+func (s *set) empty() bool { return s.count == 0 }
 
 // runs returns what of r is in the set, in order.
-func (s set) runs(r schedule.Run) (out []schedule.Run) {
+func (s *set) runs(r schedule.Run) (out []schedule.Run) {
 	end := min(r.End(), s.n)
 	for p := s.next(r.First, true); p < end; {
 		q := min(s.next(p, false), end)
@@ -116,4 +120,4 @@ func (s set) runs(r schedule.Run) (out []schedule.Run) {
 }
 
 // all is every piece.
-func (s set) all() schedule.Run { return schedule.Run{Count: s.n} }
+func (s *set) all() schedule.Run { return schedule.Run{Count: s.n} }

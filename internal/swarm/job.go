@@ -64,7 +64,7 @@ type job struct {
 	spans  []schedule.Run // the pieces ranges are in, in order and not touching
 
 	// Guarded by c.mu.
-	need   set   // pieces of the window that are not here yet
+	need   *set  // pieces of the window that are not here yet
 	open   int64 // bytes of the window
 	next   int   // the span the window ends in
 	border int   // the piece of it that is not in the window any more

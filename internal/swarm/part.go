@@ -29,7 +29,7 @@ type part struct {
 
 	// Guarded by c.mu.
 	unfill   context.CancelFunc // ends who reads it for no reader; nil if nobody does
-	left     set                // what is not here yet
+	left     *set               // what is not here yet
 	over     bool
 	stale    bool // the lease of a scheduler that is gone
 	workers  int
@@ -141,9 +141,9 @@ func (g *segment) pass(geo geometry, k int) chunk {
 
 // fromPeer fetches run from a peer, for j.
 func (c *content) fromPeer(p *part, j *job, src schedule.Source, run schedule.Run) error {
-	ctx := p.ctx
+	ctx := transfer.WithoutChecksums(p.ctx)
 	if p.local {
-		ctx = transfer.WithOrigin(ctx, p.origin, c.geo.size)
+		ctx = transfer.WithOrigin(p.ctx, p.origin, c.geo.size)
 	}
 	b, err := c.s.cfg.Client.Source(src.Addr).Open(ctx, blob.Ref{Digest: c.digest, Size: c.geo.size})
 	if err != nil {

@@ -240,7 +240,7 @@ func (w *world) node(name string, o options) *node {
 	}
 	var err error
 	n.store, err = store.Open(store.Config{
-		Dir: o.dir, MinFree: -1, PieceSize: smallestPiece, RandomRun: -1,
+		Dir: o.dir, MinFree: -1, PieceSize: smallestPiece, RandomRun: -1, DigestDelay: 10 * time.Second,
 		Lost: func(d digest.Digest) { n.swarm.Lost(d) },
 	})
 	if err != nil {

@@ -57,3 +57,12 @@ func originContext(req *http.Request) context.Context {
 	}
 	return WithOrigin(req.Context(), place, int64(size))
 }
+
+type looseKey struct{}
+
+// WithoutChecksums returns a context whose reads from peers are not held against
+// the checksums that come with them, for a caller that compares them with
+// something better.
+func WithoutChecksums(ctx context.Context) context.Context {
+	return context.WithValue(ctx, looseKey{}, true)
+}

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"skimmer/internal/blob"
 )
 
 func TestOriginCrosses(t *testing.T) {
@@ -34,4 +36,20 @@ func FuzzOriginHeader(f *testing.F) {
 			t.Errorf("%q gives %q and %d", text, place, size)
 		}
 	})
+}
+
+// TestWithoutChecksums lets a caller that compares bytes itself have those that
+// were damaged on their way.
+func TestWithoutChecksums(t *testing.T) {
+	c := checker{segments: segments{r: blob.Range{Len: 4}}, loose: true}
+	if err := c.expect("0:00000000"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.add([]byte("abcd")); n != 4 || err != nil {
+		t.Errorf("got %d, %v; want all bytes and no error", n, err)
+	}
+	c.loose, c.off = false, 0
+	if _, err := c.add([]byte("abcd")); blob.KindOf(err) != blob.Corrupt {
+		t.Errorf("got %v, want Corrupt", err)
+	}
 }
