@@ -236,7 +236,7 @@ func (k *checker) member(m *member) {
 			k.failf("%s: %s is sent pieces twice or for nothing: %v", c.name, id, x.pieces.list())
 		}
 		receiving.addSet(&x.pieces)
-		if x.hops < maxHops {
+		if x.from == nil || x.hops < c.hops {
 			near.addSet(&x.pieces)
 		}
 		if x.from == nil {

@@ -19,6 +19,7 @@ func (t *Tracker) open(name string, shape Shape) *content {
 		all: newSet(n), avail: make([]uint32, n), dark: newBitmap(n), leased: newBitmap(n), summed: newBitmap(n),
 		bySeed: newBitmap(n), silent: newBitmap(n), rings: map[ringName]*ring{}, hungryAt: -1}
 	c.maxRun, c.bulkRun, c.extent = t.opt.runs(shape)
+	c.hops = hopsOf(c.bulkRun)
 	c.all.add(0, n)
 	c.grain = (max(n/blocks, 1) + c.bulkRun - 1) / c.bulkRun * c.bulkRun
 	for n > c.grain*blocks {

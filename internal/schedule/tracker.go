@@ -86,6 +86,7 @@ type content struct {
 	n       int // pieces
 	maxRun  int // pieces of the longest transfer
 	bulkRun int // pieces of the longest that nobody is blocked on; where they start, too
+	hops    int // over how many members pieces come that nobody is blocked on
 	extent  int // pieces that one seed reads
 	grain   int // pieces of a block, a multiple of bulkRun
 	members map[*peer]*member

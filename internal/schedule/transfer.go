@@ -4,8 +4,18 @@ import "slices"
 
 // maxHops is over how many members on the way pieces come at most that nobody
 // is blocked on. Each costs the time to relay a piece; a few are enough to have
-// all links at work soon after a piece has left the origin.
+// all links at work soon after a piece has left the origin. Where a transfer is
+// not much longer than what is relayed at a time (a group), waiting for a relay is
+// waiting for the whole of it, and only readers of the origin relay.
 const maxHops = 3
+
+// hopsOf returns maxHops for transfers of so many pieces, or 0 if those are short.
+func hopsOf(bulkRun int) int {
+	if bulkRun < 8*Group {
+		return 0
+	}
+	return maxHops
+}
 
 // begin has pieces on their way to a member: from another, or from the origin
 // if from is nil. w is the want that made it necessary.
@@ -21,7 +31,7 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 	} else {
 		t.beginFrom(w, x, &part)
 	}
-	near := x.hops < maxHops
+	near := from == nil || x.hops < c.hops
 	if near {
 		a.near.addSet(&pieces)
 	}

@@ -8,6 +8,20 @@ import (
 	"skimmer/internal/transfer"
 )
 
+// tell sees to it that the blob's scheduler knows what this node has of it.
+// Caller holds c.mu.
+func (s *Swarm) tell(c *content) {
+	epoch := c.owner.epoch()
+	s.mu.Lock()
+	told := s.told[c.digest]
+	s.told[c.digest] = epoch
+	s.mu.Unlock()
+	c.told = epoch
+	if !told.Equal(epoch) {
+		s.announce(c, c.owner)
+	}
+}
+
 // announce tells a scheduler what this node has of c. Caller holds c.mu.
 func (s *Swarm) announce(c *content, to *Link) {
 	have := newSet(c.geo.n)
@@ -52,9 +66,8 @@ func (s *Swarm) announceAll() {
 		}
 		c := s.content(info.Digest, info.Size)
 		c.mu.Lock()
-		if c.owner != nil && c.owner.fresh(c) {
-			c.told = c.owner.epoch()
-			s.announce(c, c.owner)
+		if c.owner != nil {
+			s.tell(c)
 		}
 		c.mu.Unlock()
 		c.release()
@@ -103,6 +116,9 @@ func (s *Swarm) tellLost(d digest.Digest) {
 	info, err := s.cfg.Store.Stat(d)
 	if err != nil {
 		s.sums.forget(d)
+		s.mu.Lock()
+		delete(s.told, d)
+		s.mu.Unlock()
 	}
 	c := s.known(d)
 	if c == nil && err == nil {

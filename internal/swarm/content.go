@@ -71,8 +71,10 @@ func (s *Swarm) content(d digest.Digest, size int64) *content {
 	}
 	s.mu.Unlock()
 	c.mu.Lock()
-	c.owner = s.ownerOf(d)
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	if c.owner = s.ownerOf(d); c.owner != nil {
+		s.tell(c)
+	}
 	return c
 }
 

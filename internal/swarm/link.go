@@ -144,16 +144,13 @@ func (c *content) move(to *Link) {
 		}
 	}
 	c.owner = to
-	if to != nil {
-		c.told = to.epoch()
-	}
 	c.report.runs, c.report.sums = nil, nil // the announcement has them
 	clear(c.wants)
 	c.changed.Broadcast()
 	if to == nil {
 		return // readers notice when their patience ends
 	}
-	c.s.announce(c, to)
+	c.s.tell(c)
 	for _, p := range slices.Clone(c.parts) {
 		switch {
 		case p.lease && !p.local:

@@ -53,6 +53,7 @@ func (c *content) work(p *part, i int) {
 	for {
 		c.mu.Lock()
 		run := c.needed(p)
+		run = c.grouped(p, run)
 		if p.over || run.Count == 0 {
 			p.workers--
 			c.mu.Unlock()
@@ -80,6 +81,26 @@ func (c *content) work(p *part, i int) {
 			return
 		}
 	}
+}
+
+// grouped returns run with the pieces of p before and behind it without which
+// it cannot be compared, because of their group only one digest is known. Caller
+// holds c.mu.
+func (c *content) grouped(p *part, run schedule.Run) schedule.Run {
+	if p.lease || p.local || run.Count == 0 {
+		return run
+	}
+	single := func(q int) bool {
+		_, ok := c.sums[q]
+		return ok
+	}
+	for q := run.First - 1; q >= run.First/schedule.Group*schedule.Group && p.left.has(q) && !single(q); q-- {
+		run.First, run.Count = q, run.Count+1
+	}
+	for q := run.End(); q%schedule.Group != 0 && q < c.geo.n && p.left.has(q) && !single(q); q++ {
+		run.Count++
+	}
+	return run
 }
 
 // leased returns all that jobs need of p. Caller holds c.mu.
@@ -243,26 +264,60 @@ func (c *content) verified(p *part, g *segment) (int, error) {
 		}
 		k++
 	}
-	if k == g.run.Count || g.run.Count != schedule.Group || g.run.First%schedule.Group != 0 {
+	first := g.run.First / schedule.Group * schedule.Group
+	want, ok := c.groups[first]
+	if k == g.run.Count || !ok {
 		return k, nil
 	}
-	if want, ok := c.groups[g.run.First]; ok {
-		h := sha256.New()
-		for _, s := range g.sums {
-			h.Write(s[:])
+	h := sha256.New()
+	for p := first; p < first+schedule.Group; p++ {
+		var s schedule.Sum
+		if i := p - g.run.First; i >= 0 && i < len(g.sums) {
+			s = g.sums[i]
+		} else if s, ok = c.sumOf(p); !ok {
+			return k, nil
 		}
-		if schedule.Sum(h.Sum(nil)) != want {
-			return 0, errWrong
-		}
-		return g.run.Count, nil
+		h.Write(s[:])
 	}
-	return k, nil
+	if schedule.Sum(h.Sum(nil)) != want {
+		return 0, errWrong
+	}
+	return g.run.Count, nil
+}
+
+// sumOf returns the digest of a piece that this node has, for a group of which
+// the rest is arriving. Caller holds c.mu.
+func (c *content) sumOf(p int) (schedule.Sum, bool) {
+	if s, ok := c.sums[p]; ok {
+		return s, true
+	}
+	// Only from the disk: what is on its way there waits for c.mu.
+	if len(c.held([]schedule.Run{{First: p, Count: 1}})) == 0 {
+		return schedule.Sum{}, false
+	}
+	b, err := c.s.cfg.Store.Local().Open(c.s.ctx, blob.Ref{Digest: c.digest, Size: c.geo.size})
+	if err != nil {
+		return schedule.Sum{}, false
+	}
+	defer b.Close()
+	r := c.geo.bytes(schedule.Run{First: p, Count: 1})
+	buf := make([]byte, r.Len)
+	if err := blob.ReadFull(blob.WithPriority(c.s.ctx, blob.Background), b, buf, r.Off); err != nil {
+		return schedule.Sum{}, false
+	}
+	c.sums[p] = sha256.Sum256(buf)
+	return c.sums[p], true
 }
 
 // keep hands the pieces of g over up to the k-th. Caller holds c.mu.
 func (c *content) keep(p *part, g *segment, k int, sums []schedule.PieceSum) {
 	out := g.pass(c.geo, k)
 	p.progress = time.Now()
+	if _, whole := c.groups[out.first]; !whole || out.count != schedule.Group {
+		for i := range out.count { // the rest of a group may need them
+			c.sums[out.first+i] = g.sums[out.first-g.run.First+i]
+		}
+	}
 	if p.over {
 		return // another worker was quicker with what it had
 	}

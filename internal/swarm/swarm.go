@@ -80,6 +80,7 @@ type Swarm struct {
 	alone     bool    // no scheduler is there, and that was said
 	seedless  bool    // no seed answered either, and that was said
 	nextWant  uint64
+	told      map[digest.Digest]time.Time // since when its scheduler was there that knows what is held of a blob
 	seeds     []string
 	seedsDown map[string]time.Time   // until when seeds are left alone
 	lost      map[digest.Digest]bool // blobs the store gave up some of
@@ -99,7 +100,7 @@ func New(cfg Config) *Swarm {
 	}
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, contents: map[digest.Digest]*content{}, sums: &sumFiles{dir: cfg.Dir},
-		seedsDown: map[string]time.Time{}, lost: map[digest.Digest]bool{}, coming: make(chan struct{}),
+		told: map[digest.Digest]time.Time{}, seedsDown: map[string]time.Time{}, lost: map[digest.Digest]bool{}, coming: make(chan struct{}),
 		moveKick: make(chan struct{}, 1), lostKick: make(chan struct{}, 1),
 	}
 	// context.Background: Close ends it.

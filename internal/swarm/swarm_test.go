@@ -143,3 +143,40 @@ func TestConcurrentReaders(t *testing.T) {
 		}
 	}
 }
+
+// TestFifty has fifty nodes read one blob at once, whole and in parts, some of
+// them leaving and others coming in the middle.
+func TestFifty(t *testing.T) {
+	w := newWorld(t)
+	s, nodes := w.cluster(50, options{})
+	content := blobtest.Bytes(50, 4<<20)
+	ref := w.origin.add(content)
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		rng := rand.New(rand.NewPCG(50, uint64(i)))
+		wg.Go(func() {
+			if i%2 == 0 {
+				n.mustStream(ref, content)
+				return
+			}
+			for range 8 {
+				off := rng.Int64N(ref.Size - 100_000)
+				r := blob.Range{Off: off, Len: 1 + rng.Int64N(100_000)}
+				if p, err := n.read(ref, r); err != nil || !bytes.Equal(p, content[r.Off:r.End()]) {
+					t.Errorf("%s reads %v: %v", n.id, r, err)
+				}
+			}
+			if i%10 == 1 {
+				n.close()
+			}
+		})
+	}
+	late := w.node("late", options{})
+	s.join(late)
+	late.mustStream(ref, content)
+	wg.Wait()
+	// What only a node that left had is read again.
+	if got := w.origin.egress(ref); got > 1.25 {
+		t.Errorf("%.3f of the blob left the origin", got)
+	}
+}
