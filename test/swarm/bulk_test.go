@@ -53,11 +53,11 @@ func middle(t *testing.T, l formation) (*swarm, thing, *gets) {
 	return s, f, g
 }
 
-// lost is what may leave the origin again when who was reading it is gone, over
-// the size of these blobs: what it had read and not passed on to anybody yet. It
-// was 0 to 5 % in most runs on two processors, with what was being read then as
-// its bound; every other byte left once.
-const lost = 0.12
+// lost is what may leave the origin again when a node is gone, over the size of
+// these blobs: what it had and not passed on to anybody yet. A seed that reads
+// for all has more of that, as its links carry more in than anybody fetched from
+// it yet: 0 to 18 % in runs on two processors.
+const lost, lostSeed = 0.12, 0.35
 
 // TestNodeKilled kills a node midway and starts it again.
 func TestNodeKilled(t *testing.T) {
@@ -115,7 +115,7 @@ func TestSeedKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.wait()
-	s.leftOnce(f, once+lost)
+	s.leftOnce(f, once+lostSeed)
 }
 
 // TestSeedHangs stops a seed midway, which takes connections and says nothing,
@@ -126,7 +126,7 @@ func TestSeedHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.wait()
-	s.leftOnce(f, once+lost)
+	s.leftOnce(f, once+lostSeed)
 	if err := s.seeds[0].Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}

@@ -46,8 +46,8 @@ type formation struct {
 	delay time.Duration
 	// alone leaves the scheduler out; peers know the seeds.
 	alone bool
-	// more is added to every peer's configuration.
-	more string
+	// more is added to every peer's configuration, all to the scheduler's too.
+	more, all string
 }
 
 // swarm is a cluster with our daemons on it.
@@ -119,7 +119,7 @@ func newSwarm(t *testing.T, l formation) *swarm {
 func (s *swarm) startScheduler() {
 	s.t.Helper()
 	var err error
-	if s.scheduler, err = s.world.Node("scheduler").StartScheduler(s.t.Context(), cluster.SchedulerConfig{Skimmer: binary, Verbose: true}); err != nil {
+	if s.scheduler, err = s.world.Node("scheduler").StartScheduler(s.t.Context(), cluster.SchedulerConfig{Skimmer: binary, Verbose: true, More: s.formation.all}); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -127,7 +127,7 @@ func (s *swarm) startScheduler() {
 func (s *swarm) startPeer(name string, seed bool) *cluster.Peer {
 	s.t.Helper()
 	cfg := cluster.PeerConfig{Skimmer: binary, Seed: seed, Verbose: true, Insecure: []string{s.host}}
-	cfg.More = fmt.Sprintf("pprofPort: %d\n%s", profiles, s.formation.more)
+	cfg.More = fmt.Sprintf("pprofPort: %d\n%s\n%s", profiles, s.formation.more, s.formation.all)
 	if !s.formation.alone {
 		cfg.Schedulers = []string{s.world.Node("scheduler").HostPort(cluster.PortScheduler)}
 	} else if !seed {

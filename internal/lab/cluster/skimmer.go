@@ -20,13 +20,15 @@ type SchedulerConfig struct {
 	Skimmer string
 	// Verbose makes it log what it does.
 	Verbose bool
+	// More is added to the configuration file, as YAML.
+	More string
 }
 
 // StartScheduler starts a scheduler on the node and returns when it is ready.
 func (n *Node) StartScheduler(ctx context.Context, c SchedulerConfig) (*Process, error) {
 	file := filepath.Join(n.dir, "scheduler.yaml")
-	text := fmt.Sprintf("server: {ip: %s, port: %d}\nmetrics: {server: {port: 0}}\nhealth: {server: {port: 0}}\nverbose: %v\n",
-		n.addr, PortScheduler, c.Verbose)
+	text := fmt.Sprintf("server: {ip: %s, port: %d}\nmetrics: {server: {port: 0}}\nhealth: {server: {port: 0}}\nverbose: %v\n%s\n",
+		n.addr, PortScheduler, c.Verbose, c.More)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("start scheduler on node %s: %w", n.name, err)
 	}
