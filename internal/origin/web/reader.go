@@ -3,12 +3,9 @@ package web
 import (
 	"context"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/url"
 	"sync"
-
-	"github.com/opencontainers/go-digest"
 
 	"skimmer/internal/blob"
 	"skimmer/internal/origin/exchange"
@@ -154,167 +151,47 @@ func (b *openBlob) ReadRange(ctx context.Context, rng blob.Range) (io.ReadCloser
 	if rng.Len == 0 {
 		return http.NoBody, nil
 	}
-	r := &reader{ctx: ctx, b: b, rng: rng, off: rng.Off, tries: b.s.x.Tries()}
+	what := exchange.Reading{
+		Host: b.name.url.Host, Range: rng, Ask: b.part,
+		Explain: func(err error) error { return explain(err, "read %v, range %v", b.ref, rng) },
+	}
 	if rng.Len == b.ref.Size && blob.Verifiable(b.ref.Digest) {
-		r.verifier = b.ref.Digest.Verifier()
+		what.Verifier = b.ref.Digest.Verifier()
 	}
-	if err := r.open(); err != nil {
-		return nil, r.explain(err)
-	}
-	return r, nil
+	return b.s.x.Read(ctx, what)
 }
 
-// reader delivers a range, over as many answers as it takes, or from a spool.
-// It is used by one goroutine at a time.
-type reader struct {
-	ctx      context.Context
-	b        *openBlob
-	rng      blob.Range
-	verifier digest.Verifier // nil unless there is something to compare
-
-	off   int64         // of the next byte to deliver
-	body  io.ReadCloser // at off; nil between answers
-	left  int64         // bytes body still promises
-	tries *exchange.Tries
-	err   error // what Read returns from now on
-}
-
-func (r *reader) Read(p []byte) (int, error) {
-	if r.err != nil || len(p) == 0 {
-		return 0, r.err
-	}
-	n, err := r.read(p)
-	if err != nil {
-		r.drop()
-		if err != io.EOF {
-			err = r.explain(err)
-		}
-		r.err = err
-	}
-	return n, err
-}
-
-func (r *reader) read(p []byte) (int, error) {
-	for {
-		if r.off == r.rng.End() {
-			return 0, r.finish()
-		}
-		if err := r.open(); err != nil {
-			return 0, err
-		}
-		n, err := r.body.Read(p[:min(int64(len(p)), r.rng.End()-r.off, r.left)])
-		if n > 0 {
-			// An error that came along is met again by the next read.
-			r.advance(p[:n])
-			return n, nil
-		}
-		if err == nil {
-			continue
-		}
-		err = exchange.Early(err, r.b.name.url.Host, r.left)
-		r.drop()
-		if err := r.tries.Again(r.ctx, err); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// advance takes note of bytes that are being delivered.
-func (r *reader) advance(p []byte) {
-	n := int64(len(p))
-	r.off += n
-	r.left -= n
-	r.tries.Progress(n)
-	if r.verifier != nil {
-		_, _ = r.verifier.Write(p) // a hash does not fail
-	}
-	if r.left == 0 && r.off < r.rng.End() {
-		r.drop() // the server chose to send the range in parts
-	}
-}
-
-// finish decides how a range ends of which every byte was delivered.
-func (r *reader) finish() error {
-	if r.body != nil && r.left == 0 {
-		// Reading on to the end also frees the connection for the next request.
-		if n, _ := r.body.Read(make([]byte, 1)); n > 0 {
-			return blob.Errorf(blob.Corrupt, "GET %s: the answer is longer than it should be", r.b.name.url.Host)
-		}
-	}
-	if r.verifier != nil && !r.verifier.Verified() {
-		return blob.Errorf(blob.Corrupt, "GET %s: the file does not have the digest %s", r.b.name.url.Host, r.b.ref.Digest)
-	}
-	return io.EOF
-}
-
-// open makes sure there is a body at off.
-func (r *reader) open() error {
-	for r.body == nil {
-		err := r.ask()
-		if err == nil {
-			break
-		}
-		if err = r.tries.Again(r.ctx, err); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// ask makes one attempt to get a body at off.
-func (r *reader) ask() error {
-	want := blob.Range{Off: r.off, Len: r.rng.End() - r.off}
-	if sp := r.b.useSpool(); sp != nil {
-		r.body, r.left = sp.reader(r.ctx, want), want.Len
-		return nil
+// part makes one attempt to get a body that begins with want.
+func (b *openBlob) part(ctx context.Context, want blob.Range) (body io.ReadCloser, left int64, err error) {
+	if sp := b.useSpool(); sp != nil {
+		return sp.reader(ctx, want), want.Len, nil
 	}
 	ranges := ""
-	if want.Len < r.b.ref.Size {
+	if want.Len < b.ref.Size {
 		ranges = "bytes=" + want.String()
 	}
-	resp, err := r.b.ask(r.ctx, ranges)
+	resp, err := b.ask(ctx, ranges)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
-	got, err := exchange.Sent(resp, want, r.b.ref.Size)
+	got, err := exchange.Sent(resp, want, b.ref.Size)
 	if err != nil {
 		resp.Body.Close()
-		return err
+		return nil, 0, err
 	}
-	if got.Len == r.b.ref.Size && want.Len < got.Len {
+	if got.Len == b.ref.Size && want.Len < got.Len {
 		resp.Body.Close()
-		return r.unranged(want)
+		return b.unranged(ctx, want)
 	}
-	r.body, r.left = resp.Body, got.End()-want.Off
-	return nil
+	return resp.Body, got.End() - want.Off, nil
 }
 
 // unranged goes on from a spool, because the server does not do ranges.
-func (r *reader) unranged(want blob.Range) error {
-	r.b.s.once(r.b.name.url.Host, "a server ignores range requests: each of its files is fetched whole to read a part")
-	sp, err := r.b.spool(r.ctx)
+func (b *openBlob) unranged(ctx context.Context, want blob.Range) (io.ReadCloser, int64, error) {
+	b.s.once(b.name.url.Host, "a server ignores range requests: each of its files is fetched whole to read a part")
+	sp, err := b.spool(ctx)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
-	r.body, r.left = sp.reader(r.ctx, want), want.Len
-	return nil
-}
-
-// drop lets go of the body.
-func (r *reader) drop() {
-	if r.body != nil {
-		_ = r.body.Close() // nothing more is wanted of it
-		r.body = nil
-	}
-}
-
-// Close implements io.Closer. It may come before the end.
-func (r *reader) Close() error {
-	r.drop()
-	r.err = fs.ErrClosed
-	return nil
-}
-
-func (r *reader) explain(err error) error {
-	return explain(err, "read %v, range %v", r.b.ref, r.rng)
+	return sp.reader(ctx, want), want.Len, nil
 }
