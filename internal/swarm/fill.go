@@ -222,16 +222,18 @@ func (s *Swarm) stream(ctx context.Context, ref blob.Ref) (io.ReadCloser, error)
 	r := blob.Range{Len: b.Size()}
 	ref.Size = r.Len
 	t := &stream{s: s, b: b, ref: ref, off: r.Off, end: r.End(), c: s.content(ref.Digest, ref.Size)}
-	// What is read below was counted when it came.
-	t.ctx, t.cancel = context.WithCancel(blob.WithTraffic(ctx, new(blob.Traffic)))
+	// What is read below was counted when it came, unless it comes for the
+	// reading itself.
+	t.traffic = blob.TrafficOf(ctx)
+	t.ctx, t.cancel = context.WithCancel(blob.WithTraffic(ctx, &t.own))
 	held := ref.Size
 	if missing, err := s.cfg.Store.Missing(ref, r); err == nil {
 		for _, m := range missing {
 			held -= m.Len
 		}
 	}
-	blob.TrafficOf(ctx).Local.Add(held)
-	fetching := blob.WithTraffic(t.ctx, blob.TrafficOf(ctx))
+	t.traffic.Local.Add(held)
+	fetching := blob.WithTraffic(t.ctx, t.traffic)
 	if v, ok := b.(store.Verifier); ok {
 		v.WillVerify()
 	}
@@ -270,6 +272,8 @@ type stream struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	fetched chan struct{} // closed when the fetching is over
+	traffic *blob.Traffic // of who reads
+	own     blob.Traffic  // of reads below; of it, what was here is counted in traffic already
 
 	off, end int64
 	rc       io.ReadCloser // up to rcEnd; nil most of the time
@@ -298,9 +302,16 @@ func (t *stream) Read(p []byte) (int, error) {
 		}
 	}
 	if t.err == nil && t.off == t.end {
-		return 0, io.EOF
+		t.err = io.EOF
 	}
+	t.tally()
 	return 0, t.err
+}
+
+// tally counts what was fetched for the reading itself.
+func (t *stream) tally() {
+	t.traffic.Peers.Add(t.own.Peers.Swap(0))
+	t.traffic.Origin.Add(t.own.Origin.Swap(0))
 }
 
 // next opens what follows.
@@ -371,6 +382,7 @@ func (t *stream) Close() error {
 	t.c.changed.Broadcast()
 	t.c.mu.Unlock()
 	<-t.fetched
+	t.tally()
 	t.err = errEnded
 	if t.rc != nil {
 		_ = t.rc.Close() // nothing is read from it any more

@@ -179,14 +179,11 @@ func (c *content) fromPeer(p *part, j *job, src schedule.Source, run schedule.Ru
 	began := time.Now()
 	for at := run.First; at < run.End(); {
 		g := c.segmentAt(at, run.End())
-		wanted, err := c.receive(p, g, rc)
-		n := int64(g.filled)
+		wanted, err := c.receive(p, j, g, rc)
 		g.b.release()
 		if err != nil || !wanted {
 			return err
 		}
-		c.s.count.fromPeers.Add(n)
-		blob.TrafficOf(j.ctx).Peers.Add(n)
 		if p.local {
 			c.s.withSeeds()
 		}
@@ -197,9 +194,9 @@ func (c *content) fromPeer(p *part, j *job, src schedule.Source, run schedule.Ru
 	return nil
 }
 
-// receive reads g from rc, compares it, and hands it over. It returns false
-// when nobody needs more of p.
-func (c *content) receive(p *part, g *segment, rc io.Reader) (wanted bool, err error) {
+// receive reads g from rc for j, compares it, and hands it over. It returns
+// false when nobody needs more of p.
+func (c *content) receive(p *part, j *job, g *segment, rc io.Reader) (wanted bool, err error) {
 	if !c.wantsMore(p) {
 		return false, nil
 	}
@@ -230,6 +227,10 @@ func (c *content) receive(p *part, g *segment, rc io.Reader) (wanted bool, err e
 		case p.over:
 			return false, nil
 		case k > g.passed:
+			// Counted before anybody can have it, and ask how much it was.
+			n := c.geo.start(g.run.First+k) - c.geo.start(g.run.First+g.passed)
+			c.s.count.fromPeers.Add(n)
+			blob.TrafficOf(j.ctx).Peers.Add(n)
 			c.keep(p, g, k, nil)
 			continue
 		}
