@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -52,11 +53,16 @@ const defaultPeerConfig = config.Dir + "/peer.yaml"
 type containerdInstall struct {
 	install.Containerd
 	dryRun, restart bool
+	registries      []string // those to be fetched from through the mirror
+	hostsDir        string
+	mirror          string
 }
 
 func (o *containerdInstall) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.Config, "config", install.DefaultContainerdConfig, "containerd's configuration `FILE`")
+	f.StringVar(&o.hostsDir, "hosts-dir", "", "`DIRECTORY` of files hosts.toml (default: config_path in containerd's configuration, or "+install.DefaultHostsDir+")")
+	_ = cmd.MarkFlagDirname("hosts-dir")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show the change as a diff, and change nothing")
 	f.BoolVar(&o.restart, "restart", false, "restart containerd with systemctl if something changed")
 	_ = cmd.MarkFlagFilename("config", "toml")
@@ -75,8 +81,13 @@ func newInstallContainerdCommand(a *app) *cobra.Command {
 Comments, order and everything else in the file stay as they are. A copy of the
 file as it was is kept beside it, as *` + install.BackupSuffix + `.
 
+With --registry, images of that registry that are not mounted lazily are fetched
+through the peer's mirror too, and from the registry itself where no peer runs:
+a hosts.toml says so.
+
 containerd 1.6, 1.7 and 2 are supported, with configuration versions 2 to 4.`,
 		Example: `  skimmer install containerd --dry-run
+  skimmer install containerd --registry docker.io --registry registry.example:5000
   skimmer install containerd --restart
   skimmer install containerd --name skimmer --config /etc/containerd/config.toml`,
 		Args:              cobra.NoArgs,
@@ -88,7 +99,11 @@ containerd 1.6, 1.7 and 2 are supported, with configuration versions 2 to 4.`,
 			if o.Version == "" {
 				o.Version = install.ContainerdVersion(cmd.Context())
 			}
-			return a.installContainerd(cmd.Context(), &o, o.Install)
+			plans, err := o.plans()
+			if err != nil {
+				return err
+			}
+			return a.installContainerd(cmd.Context(), &o, plans...)
 		},
 	}
 	o.register(cmd)
@@ -97,6 +112,9 @@ containerd 1.6, 1.7 and 2 are supported, with configuration versions 2 to 4.`,
 	completeSnapshotter(cmd)
 	f.StringVar(&o.Address, "address", "/run/skimmer/snapshotter.sock", "the snapshotter's `SOCKET`, unless the peer's configuration has another")
 	f.StringVar(&o.Version, "containerd-version", "", "containerd's `VERSION` (default: what containerd --version says)")
+	f.StringSliceVar(&o.registries, "registry", nil, "have images of this `REGISTRY`, or of URL, fetched through the mirror; _default is all (may be repeated)")
+	f.StringVar(&o.mirror, "mirror", "", "the mirror's `URL` (default: proxy.server of the peer's configuration)")
+	_ = cmd.RegisterFlagCompletionFunc("registry", cobra.FixedCompletions([]string{"docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "_default"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -108,14 +126,69 @@ func (o *containerdInstall) fromPeer(addressGiven bool) error {
 		return nil
 	}
 	cfg := config.DefaultPeer()
-	if err := config.Load(path, &cfg); err != nil {
+	err := config.Load(path, &cfg)
+	if err != nil {
 		return err
 	}
 	o.Root = cfg.DataDir
+	if o.mirror == "" && cfg.Proxy.Server.Port != 0 {
+		if o.mirror, err = install.MirrorURL(cfg.Proxy.Server.Address()); err != nil {
+			return err
+		}
+	}
 	if !addressGiven {
 		o.Address = snapshotterSocket(cfg)
 	}
 	return nil
+}
+
+// plan says what is to become of a file.
+type plan func() (*install.Change, error)
+
+// plans returns what install does, file by file.
+func (o *containerdInstall) plans() ([]plan, error) {
+	if len(o.registries) == 0 {
+		return []plan{o.Install}, nil
+	}
+	if o.mirror == "" {
+		o.mirror, _ = install.MirrorURL(config.DefaultPeer().Proxy.Server.Address())
+	}
+	if err := o.findHostsDir(); err != nil {
+		return nil, err
+	}
+	o.HostsDir = o.hostsDir
+	plans := []plan{o.Install}
+	for _, name := range o.registries {
+		h := install.Hosts{Dir: o.hostsDir, Mirror: o.mirror, Registry: name}
+		if u, err := url.Parse(name); err == nil && u.Host != "" { // with a scheme
+			h.Registry, h.Server = u.Host, name
+		}
+		plans = append(plans, h.Install)
+	}
+	return plans, nil
+}
+
+// undo returns what uninstall does, file by file.
+func (o *containerdInstall) undo() ([]plan, error) {
+	if err := o.findHostsDir(); err != nil {
+		return nil, err
+	}
+	registries, err := install.InstalledHosts(o.hostsDir)
+	if err != nil {
+		return nil, err
+	}
+	plans := []plan{o.Uninstall}
+	for _, name := range registries {
+		plans = append(plans, install.Hosts{Dir: o.hostsDir, Registry: name}.Uninstall)
+	}
+	return plans, nil
+}
+
+func (o *containerdInstall) findHostsDir() (err error) {
+	if o.hostsDir == "" {
+		o.hostsDir, err = o.FindHostsDir()
+	}
+	return err
 }
 
 // snapshotterSocket is where a peer serves containerd.
@@ -139,7 +212,11 @@ without it.`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.installContainerd(cmd.Context(), &o, o.Uninstall)
+			plans, err := o.undo()
+			if err != nil {
+				return err
+			}
+			return a.installContainerd(cmd.Context(), &o, plans...)
 		},
 	}
 	o.register(cmd)
@@ -148,10 +225,18 @@ without it.`,
 	return cmd
 }
 
-func (a *app) installContainerd(ctx context.Context, o *containerdInstall, plan func() (*install.Change, error)) error {
-	changed, err := a.change(plan, o.dryRun)
-	if err != nil || o.dryRun || !changed {
-		return err
+func (a *app) installContainerd(ctx context.Context, o *containerdInstall, plans ...plan) error {
+	restart := false
+	for i, p := range plans {
+		changed, err := a.change(p, o.dryRun)
+		if err != nil {
+			return err
+		}
+		// containerd reads files hosts.toml at every pull.
+		restart = restart || changed && i == 0
+	}
+	if o.dryRun || !restart {
+		return nil
 	}
 	if o.restart {
 		return install.Systemctl(ctx, "restart", "containerd")
@@ -159,7 +244,7 @@ func (a *app) installContainerd(ctx context.Context, o *containerdInstall, plan 
 	if a.output == "json" {
 		return nil
 	}
-	_, err = fmt.Fprintln(a.stdout, "restart containerd for it to take effect: systemctl restart containerd")
+	_, err := fmt.Fprintln(a.stdout, "restart containerd for it to take effect: systemctl restart containerd")
 	return err
 }
 
@@ -173,8 +258,8 @@ type changed struct {
 
 // change does what was planned, or shows it, and reports whether there was
 // anything to do.
-func (a *app) change(plan func() (*install.Change, error), dryRun bool) (bool, error) {
-	c, err := plan()
+func (a *app) change(p plan, dryRun bool) (bool, error) {
+	c, err := p()
 	if err != nil {
 		return false, err
 	}

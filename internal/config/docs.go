@@ -14,7 +14,7 @@ import (
 
 // sources are the files whose structs are documented by their own comments.
 //
-//go:embed peer.go scheduler.go swarm.go
+//go:embed peer.go proxy.go scheduler.go swarm.go
 var sources embed.FS
 
 // Files returns the generated documentation: the content of each file, by
@@ -101,10 +101,24 @@ func keysOf(v reflect.Value, parent string, comments map[string]string) []keyDoc
 			k.sectionAbout = renamed(comments[f.Type.Name()], f.Type.Name(), k.name)
 		} else {
 			k.kind, k.value = kindOf(f.Type), encode(v.Field(i))
+			k.comment += ofElements(f.Type, comments)
 		}
 		all = append(all, k)
 	}
 	return all
+}
+
+// ofElements says which keys the elements of a list have, if they have any.
+func ofElements(t reflect.Type, comments map[string]string) string {
+	if t.Kind() != reflect.Slice || !isSection(t.Elem()) {
+		return ""
+	}
+	var keys []string
+	zero := reflect.New(t.Elem()).Elem()
+	for _, k := range keysOf(zero, "", comments) {
+		keys = append(keys, fmt.Sprintf("%s (%s): %s", k.name, k.kind, strings.TrimSuffix(strings.TrimPrefix(k.comment, k.name+" "), ".")))
+	}
+	return " Each has the keys " + strings.Join(keys, "; ") + "."
 }
 
 // renamed returns a comment that begins with the Go name of what it is on,

@@ -39,6 +39,8 @@ type Peer struct {
 	Download  Download   `yaml:"download"`
 	Host      Host       `yaml:"host"`
 	TLS       TLS        `yaml:"tls"`
+	// Proxy is what images are fetched through by containerd and others.
+	Proxy Proxy `yaml:"proxy"`
 }
 
 // Snapshotter starts containers of containerd from lazily mounted images. See
@@ -240,6 +242,7 @@ func DefaultPeer() Peer {
 		Scheduler:   Schedulers{Addresses: []string{}, Server: Listen{Port: DefaultSchedulerPort}},
 		SeedPeer:    SeedPeer{Addresses: []string{}},
 		Upload:      Upload{Server: Listen{Port: 4000}, Slots: 64},
+		Proxy:       defaultProxy(),
 	}
 }
 

@@ -34,6 +34,9 @@ type Containerd struct {
 	// Root is where the snapshotter keeps its data, which containerd 2 shows to
 	// those who ask; empty is /var/lib/skimmer.
 	Root string
+	// HostsDir, where set, is the directory in which CRI is to find out how
+	// registries are reached (see Hosts), unless it is told another one already.
+	HostsDir string
 	// Version is containerd's, such as "1.7.27" or what containerd --version
 	// prints; empty if unknown, which does not do where there is no file yet.
 	Version string
@@ -72,12 +75,24 @@ func (c *Containerd) settings(version int64, full bool) []setting {
 		{at(proxy, "type"), "snapshot"},
 		{at(proxy, "address"), c.Address},
 	}
+	if c.HostsDir != "" {
+		all = append(all, setting{configPath(version), c.HostsDir})
+	}
 	if full {
 		all = append(all,
 			setting{at(proxy, "exports", "root"), c.Root},
 			setting{at(proxy, "exports", "enable_remote_snapshot_annotations"), "true"})
 	}
 	return all
+}
+
+// configPath is where CRI is told which directory says how registries are
+// reached.
+func configPath(version int64) []string {
+	if version >= 3 {
+		return []string{"plugins", cri3, "registry", "config_path"}
+	}
+	return []string{"plugins", cri2, "registry", "config_path"}
 }
 
 var (
@@ -99,7 +114,7 @@ func (c *Containerd) complete() error {
 	if !validName.MatchString(c.Name) || slices.Contains([]string{"overlayfs", "native"}, c.Name) {
 		return blob.Errorf(blob.Invalid, "configure containerd: %q cannot be the name of a plugin of ours", c.Name)
 	}
-	for _, path := range []string{c.Address, c.Root} {
+	for _, path := range []string{c.Address, c.Root, c.HostsDir} {
 		if path != "" && !validPath.MatchString(path) {
 			return blob.Errorf(blob.Invalid, "configure containerd: %q is not an absolute path in plain characters", path)
 		}
@@ -196,10 +211,14 @@ func (c *Containerd) edit(text []byte) ([]byte, []string, error) {
 	major, minor, known := parseVersion(c.Version)
 	full := version >= 3 || major >= 2
 	var notes []string
+	if mirrors, there := lookup(content, append(configPath(version)[:3:3], "mirrors")); there && c.HostsDir != "" && mirrors != nil {
+		return nil, nil, blob.Errorf(blob.Invalid, "it has registry.mirrors, which containerd does not take together with registry.config_path: "+
+			"move them to files hosts.toml first (https://github.com/containerd/containerd/blob/main/docs/hosts.md), or leave --registry out")
+	}
 	for _, s := range c.settings(version, full) {
 		old, there := lookup(content, s.path)
-		if there && old == s.value {
-			continue
+		if there && (old == s.value || old != "" && slices.Equal(s.path, configPath(version))) {
+			continue // the user's own directory is ours too
 		}
 		if there && old != "" {
 			notes = append(notes, fmt.Sprintf("%s was %v", d.dotted(s.path), old))
@@ -222,6 +241,33 @@ func (c *Containerd) edit(text []byte) ([]byte, []string, error) {
 		}
 	}
 	return d.text, append(notes, criNotes(content)...), nil
+}
+
+// FindHostsDir returns the directory in which a containerd with this
+// configuration looks for how registries are reached: the first that it names,
+// or DefaultHostsDir.
+func (c Containerd) FindHostsDir() (string, error) {
+	if err := c.complete(); err != nil {
+		return "", err
+	}
+	text, err := readFile(c.Config)
+	if err != nil || text == nil {
+		return DefaultHostsDir, err
+	}
+	_, content, err := parse(text)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", c.Config, err)
+	}
+	version, err := fileVersion(content)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", c.Config, err)
+	}
+	if value, _ := lookup(content, configPath(version)); value != nil {
+		if dir, _, _ := strings.Cut(fmt.Sprint(value), ":"); dir != "" {
+			return dir, nil
+		}
+	}
+	return DefaultHostsDir, nil
 }
 
 // criNotes says what keeps Kubernetes from using what was configured.

@@ -40,6 +40,7 @@ type Change struct {
 
 	backup       bool // keep Before as the backup where there is none
 	removeBackup bool
+	removeDir    bool // where the file goes and leaves it empty
 }
 
 // Empty reports whether there is nothing to do.
@@ -87,6 +88,9 @@ func (c *Change) Apply() error {
 		err = os.Remove(path)
 	} else {
 		err = replace(path, c.After)
+	}
+	if err == nil && c.After == nil && c.removeDir {
+		_ = os.Remove(filepath.Dir(path)) // what others have there stays
 	}
 	if err == nil && c.removeBackup {
 		if err = os.Remove(backup); errors.Is(err, fs.ErrNotExist) {

@@ -87,6 +87,9 @@ func (c *Containerd) restore(text, backup []byte) ([]byte, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if dir, _ := lookup(content, configPath(version)); dir == DefaultHostsDir {
+		c.HostsDir = DefaultHostsDir
+	}
 	if address, ok := lookup(content, []string{"proxy_plugins", c.Name, "address"}); ok && backup != nil {
 		again := *c
 		again.Address, _ = address.(string)

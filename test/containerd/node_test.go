@@ -92,6 +92,7 @@ pprofPort: %d
 log: {format: json, level: debug}
 metrics: {server: {port: 0}}
 health: {server: {port: 0}}
+proxy: {server: {port: 0}}
 snapshotter: {enable: true, containerd: %s}
 %s
 `, n.dataDir, n.runDir, n.pprof, filepath.Join(n.root, "c", "containerd.sock"), n.opts.peer)

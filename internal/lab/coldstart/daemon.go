@@ -76,6 +76,7 @@ func (d daemonConfig) peerConfig() string {
 runDir: %q
 metrics: {server: {port: 0}}
 health: {server: {port: 0}}
+proxy: {server: {port: 0}}
 snapshotter:
   enable: true
   socket: %q
