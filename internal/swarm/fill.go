@@ -124,8 +124,11 @@ func (c *content) fetch(f *filling, missing []blob.Range) error {
 	return f.err
 }
 
-// drain reads ranges of a blob of the store, so that they are kept.
+// drain has ranges of a blob of the store kept.
 func drain(ctx context.Context, b blob.Blob, ranges []blob.Range) error {
+	if k, ok := b.(store.Keeper); ok {
+		return k.Keep(ctx, ranges)
+	}
 	return blob.ReadRanges(ctx, b, ranges, func(int, int64, []byte) error { return nil })
 }
 
