@@ -40,7 +40,7 @@ test-short: ## run what is quick, without set-up
 	@go test -short ./...
 
 .PHONY: lint
-lint: ## gofmt, go vet, staticcheck and the rules of internal/rules
+lint: ## gofmt, go vet, staticcheck and the rules of test/rules
 	@scripts/lint
 
 .PHONY: fuzz

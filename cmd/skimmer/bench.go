@@ -52,6 +52,11 @@ image take turns:
   stargz     the stock stargz snapshotter (make bench-baseline builds it)
   skimmer    this program, as "skimmer peer" in a process of its own
 
+Others are measured if they are asked for: the first two with this program's
+registry mirror between them and the registry, on a node that has nothing
+(overlayfs-mirror, stargz-mirror), and on one where only containerd has lost the
+image (overlayfs-mirror-warm).
+
 Requests and bytes are counted at the registry. The cached start asks it for the
 image's name once more. It takes long: a full pull of one image through
 100Mbit is about half a minute. The page cache of the whole machine is dropped
@@ -72,7 +77,7 @@ which Ctrl-C makes it do early.`,
 	fl.BoolVar(&f.imports, "imports", true, "with the image python, also start a program that imports 300 modules")
 	fl.IntVar(&f.runs, "runs", 5, "how often everything is measured")
 	fl.StringVar(&f.shapes, "shapes", "5ms/200Mbit,20ms/100Mbit", "paths to the registry: round trip and bandwidth of all connections together; none is this machine's")
-	fl.StringVar(&f.modes, "modes", "", "what is compared: overlayfs, stargz, skimmer (default: all; stargz only with --baseline)")
+	fl.StringVar(&f.modes, "modes", "", "what is compared: overlayfs, stargz, skimmer, overlayfs-mirror, overlayfs-mirror-warm, stargz-mirror (default: the first three; stargz only with --baseline)")
 	fl.StringVar(&f.baseline, "baseline", "", "stock snapshotter that make bench-baseline has built")
 	fl.StringVar(&f.skimmer, "skimmer", "", "program of mode skimmer (default: this one)")
 	fl.StringVar(&f.containerd, "containerd", "", "containerd to start; its folder's shim is used too (default: the one in PATH)")
@@ -109,7 +114,7 @@ func (f coldstartFlags) config() (coldstart.Config, error) {
 	if f.modes == "" {
 		cfg.Modes = []coldstart.Mode{coldstart.Overlayfs, coldstart.Skimmer}
 		if f.baseline != "" {
-			cfg.Modes = coldstart.Modes()
+			cfg.Modes = coldstart.DefaultModes()
 		}
 	}
 	if f.runs < 1 {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"skimmer/internal/peer"
 	"skimmer/internal/swarm"
 	"skimmer/internal/telemetry"
@@ -10,7 +12,7 @@ import (
 // peerMetrics are the node's counters as Prometheus reads them.
 func peerMetrics(p *peer.Peer) []telemetry.Value {
 	o := p.OriginStats()
-	return append(swarmMetrics(p), []telemetry.Value{
+	return slices.Concat(swarmMetrics(p), mirrorMetrics(p), []telemetry.Value{
 		{Name: "origin_requests_total", Help: "HTTP requests made to registries and their storage.", Load: o.Requests.Load},
 		{Name: "origin_bytes_total", Help: "Bytes received from registries and their storage.", Load: o.Bytes.Load},
 		{Name: "origin_retries_total", Help: "Requests made again after one that failed.", Load: o.Retries.Load},
@@ -31,7 +33,27 @@ func peerMetrics(p *peer.Peer) []telemetry.Value {
 		{Name: "layer_outages_total", Help: "Times that missing data could not be fetched and readers had to wait for it to be.", Load: func() int64 { return p.LayerStats().Outages }},
 		{Name: "layer_retries_total", Help: "Fetches of missing data tried again while readers waited.", Load: func() int64 { return p.LayerStats().Retries }},
 		{Name: "layer_errors_total", Help: "Fetches and reads of mounted images that failed.", Load: func() int64 { return p.LayerStats().Errors }},
-	}...)
+	})
+}
+
+// mirrorMetrics are the counters of the registry mirror and the forward proxy;
+// all are 0 where there is none.
+func mirrorMetrics(p *peer.Peer) []telemetry.Value {
+	m, f := p.MirrorStats()
+	return []telemetry.Value{
+		{Name: "mirror_requests_total", Help: "Requests to the registry mirror.", Load: m.Requests.Load},
+		{Name: "mirror_failed_total", Help: "Requests to it that ended with a status of 500 or more, or broken off.", Load: m.Failed.Load},
+		{Name: "mirror_blob_bytes_total", Help: "Bytes of blobs it served from this node and its peers.", Load: m.BlobBytes.Load},
+		{Name: "mirror_manifests_total", Help: "Manifests it had already.", Load: m.Manifests.Load},
+		{Name: "mirror_passed_total", Help: "Requests it passed to a registry as they were.", Load: m.Passed.Load},
+		{Name: "mirror_fallbacks_total", Help: "Requests of those that this node could not answer.", Load: m.Fallbacks.Load},
+		{Name: "mirror_asked_total", Help: "Times a registry was asked whether a client may read something.", Load: m.Asked.Load},
+		{Name: "mirror_graced_total", Help: "Times a registry could not be asked and an earlier answer counted.", Load: m.Graced.Load},
+		{Name: "mirror_prefetched_total", Help: "Blobs whose rest was fetched ahead.", Load: m.Prefetched.Load},
+		{Name: "proxy_requests_total", Help: "Requests to the forward proxy.", Load: f.Requests.Load},
+		{Name: "proxy_refused_total", Help: "Requests of those that were not allowed.", Load: f.Refused.Load},
+		{Name: "proxy_tunnel_bytes_total", Help: "Bytes its tunnels carried, both ways.", Load: f.TunnelBytes.Load},
+	}
 }
 
 // swarmMetrics are the counters of the exchange with other nodes; all are 0

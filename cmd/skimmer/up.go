@@ -16,6 +16,7 @@ import (
 	"skimmer/internal/blob"
 	"skimmer/internal/config"
 	"skimmer/internal/daemon"
+	"skimmer/internal/mirror/forward"
 	"skimmer/internal/origin"
 	"skimmer/internal/origin/keychain"
 	"skimmer/internal/peer"
@@ -131,7 +132,7 @@ func (o *upOptions) load() (config.Peer, error) {
 		cfg.Snapshotter.Enable = false
 		cfg.Scheduler.Addresses, cfg.SeedPeer = nil, config.SeedPeer{}
 		// A peer started for one mount must not fight over ports with others.
-		cfg.Metrics.Server.Port, cfg.Health.Server.Port, cfg.PprofPort = 0, 0, 0
+		cfg.Metrics.Server.Port, cfg.Health.Server.Port, cfg.Proxy.Server.Port, cfg.PprofPort = 0, 0, 0, 0
 	}
 	return cfg, nil
 }
@@ -188,6 +189,9 @@ func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) error {
 	group.Add(daemon.Service{Name: "peer", StopLimit: time.Minute, Run: func(ctx context.Context, ready func()) error {
 		return errors.Join(p.Run(ctx, ready), p.Close())
 	}})
+	if addr := cfg.Proxy.Server.Address(); c.Mirror != nil {
+		group.Add(daemon.HTTP("mirror", addr, p.MirrorHandler(), log))
+	}
 	// Where a service before the peer fails, Run of the peer is never called.
 	return errors.Join(group.Run(ctx), p.Close())
 }
@@ -250,6 +254,36 @@ func newPeer(ctx context.Context, cfg peer.Config) (*peer.Peer, error) {
 	}
 }
 
+// mirrorConfig translates the part of the configuration file about the mirror;
+// nil if it is turned off.
+func mirrorConfig(cfg config.Proxy) *peer.MirrorConfig {
+	if cfg.Server.Port == 0 {
+		return nil
+	}
+	c := &peer.MirrorConfig{
+		Upstream:           cfg.RegistryMirror.Addr,
+		AuthorizationTTL:   orNever(cfg.AuthorizationTTL),
+		AuthorizationGrace: orNever(cfg.AuthorizationGrace),
+		Prefetch:           cfg.Prefetch, PrefetchRate: int64(cfg.PrefetchRateLimit),
+		Allow:  cfg.AllowHosts,
+		CACert: cfg.Server.CACert, CAKey: cfg.Server.CAKey,
+		Username: cfg.Server.BasicAuth.Username, Password: cfg.Server.BasicAuth.Password,
+	}
+	for _, r := range cfg.Rules {
+		c.Rules = append(c.Rules, forward.Rule(r))
+	}
+	return c
+}
+
+// orNever returns a duration where 0 means the default as one where it means
+// none.
+func orNever(d config.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return time.Duration(d)
+}
+
 func debugAddress(cfg config.Peer) string {
 	if cfg.PprofPort == 0 {
 		return ""
@@ -288,6 +322,7 @@ func peerConfig(cfg config.Peer, o upOptions, log *slog.Logger) peer.Config {
 	if cfg.Snapshotter.Enable {
 		c.Snapshotter = peer.SnapshotterConfig{Socket: cfg.Snapshotter.Socket, Containerd: cfg.Snapshotter.Containerd}
 	}
+	c.Mirror = mirrorConfig(cfg.Proxy)
 	if k := cfg.Credentials.Kubernetes; k.Enable {
 		c.Kubernetes = &keychain.KubernetesConfig{Kubeconfig: k.Kubeconfig}
 	}

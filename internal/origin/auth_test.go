@@ -463,3 +463,50 @@ type brokenKeychain struct{}
 func (brokenKeychain) Credential(context.Context, string) (Credential, error) {
 	return Credential{}, errors.New("the helper is not there")
 }
+
+// TestGivenAuthorization: who acts for another uses that one's header, as it
+// is, and nothing else: no keychain, no token, no second try.
+func TestGivenAuthorization(t *testing.T) {
+	reg := testkit.NewRegistry(t, testkit.Options{Auth: testkit.TokenAuth, Users: map[string]string{"alice": secret}, Private: []string{"private"}, Redirect: true})
+	content := blobtest.Bytes(1, 100)
+	ref := reg.AddBlob("private", content)
+	o := newOrigin(t, func(cfg *Config) { cfg.Keychain = keys(alice) })
+	if _, err := read(t, o, ref, blob.Range{Len: 100}); err != nil {
+		t.Fatal(err) // the node itself may
+	}
+	// Whoever has a token may use it.
+	c, err := o.client(t.Context(), ref.Repository)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := c.auth.authorization(t.Context())
+	if err != nil || good == "" {
+		t.Fatal(good, err)
+	}
+	reg.ResetStats()
+	for _, header := range []string{"", "Bearer wrong", "Basic " + secret, good} {
+		ctx := WithAuthorization(WithCredential(t.Context(), alice), header)
+		b, err := o.Open(ctx, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 100)
+		// What the blob was opened with counts, not the context of the read.
+		err = blob.ReadFull(t.Context(), b, got, 0)
+		switch {
+		case header == good && (err != nil || !bytes.Equal(got, content)):
+			t.Errorf("the good header: %v", err)
+		case header != good && blob.KindOf(err) != blob.Unauthorized:
+			t.Errorf("%q: %v", header, err)
+		case err != nil && strings.Contains(err.Error(), secret):
+			t.Errorf("error shows the header: %v", err)
+		}
+	}
+	s := reg.Stats()
+	if s.Requests[testkit.Token] != 0 || s.Unauthorized != 3 || s.Leaks != 0 {
+		t.Errorf("%d tokens, %d refusals, %d leaks; want 0, 3, 0", s.Requests[testkit.Token], s.Unauthorized, s.Leaks)
+	}
+	if text := fmt.Sprintf("%v %+v %#v %s", given(secret), given(secret), given(secret), given(secret)); strings.Contains(text, secret) {
+		t.Errorf("prints as %s", text)
+	}
+}

@@ -20,6 +20,8 @@ type clientKey struct {
 	repository string
 	explicit   bool // the credential came with the request
 	credential Credential
+	isGiven    bool // it came as a header: WithAuthorization
+	given      given
 }
 
 // client is what all reads of one repository with one credential share: the
@@ -51,14 +53,16 @@ func (o *Origin) client(ctx context.Context, repository string) (*client, error)
 		return nil, err
 	}
 	key := clientKey{repository: rep.String()}
-	key.credential, key.explicit = credentialOf(ctx)
+	if key.given, key.isGiven = ctx.Value(givenKey{}).(given); !key.isGiven {
+		key.credential, key.explicit = credentialOf(ctx)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if c, ok := o.clients.get(key); ok {
 		return c, nil
 	}
 	c := &client{o: o, repo: rep, targets: newLRU[digest.Digest, target](maxTargets)}
-	c.auth = &authorizer{o: o, repo: rep, turn: make(chan struct{}, 1)}
+	c.auth = &authorizer{o: o, repo: rep, isGiven: key.isGiven, given: key.given, turn: make(chan struct{}, 1)}
 	c.auth.credential = func(ctx context.Context) (Credential, error) {
 		if key.explicit {
 			return key.credential, nil

@@ -89,3 +89,24 @@ func credentialOf(ctx context.Context) (Credential, bool) {
 	c, ok := ctx.Value(credentialKey{}).(Credential)
 	return c, ok
 }
+
+// given is the Authorization header of somebody who is asked for by others.
+// It prints as nothing that is secret.
+type given string
+
+// String keeps the header out of logs.
+func (given) String() string { return "a client's authorization" }
+
+// GoString is String, for %#v.
+func (g given) GoString() string { return g.String() }
+
+type givenKey struct{}
+
+// WithAuthorization returns a context whose calls act for somebody else, who
+// sent header as the Authorization of a request for this registry. It goes
+// there with every request, as it is, and to nobody else; what the registry
+// makes of it is final. Empty, the registry is asked without any: not even an
+// anonymous token is fetched. It goes before WithCredential, and lasts as that.
+func WithAuthorization(ctx context.Context, header string) context.Context {
+	return context.WithValue(ctx, givenKey{}, given(header))
+}

@@ -79,6 +79,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Dial makes connections. Default: a net.Dialer with ConnectTimeout.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// DialWeb makes those to servers that are no registries, see Web. Default:
+	// Dial.
+	DialWeb func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	transport http.RoundTripper // for tests
 }
@@ -113,6 +116,7 @@ type Origin struct {
 	// Constant after New.
 	cfg Config
 	x   *exchange.Client
+	web *exchange.Client
 
 	stats Stats // atomics
 
@@ -132,27 +136,39 @@ func New(cfg Config) (*Origin, error) {
 		oneRange: make(map[string]bool),
 	}
 	o.clients = newLRU[clientKey, *client](o.cfg.MaxClients)
-	var err error
-	o.x, err = exchange.New(exchange.Config{
+	how := exchange.Config{
 		Insecure: cfg.Insecure, CAFiles: cfg.CAFiles,
 		ConnectTimeout: cfg.ConnectTimeout, HeaderTimeout: cfg.HeaderTimeout, IdleTimeout: cfg.IdleTimeout,
 		Retries: cfg.Retries, Backoff: cfg.Backoff, MaxBackoff: cfg.MaxBackoff, MaxRetryAfter: cfg.MaxRetryAfter,
 		MaxConns: cfg.MaxConns, Logger: cfg.Logger, Dial: cfg.Dial, Transport: cfg.transport,
-	}, &o.stats.Stats)
+	}
+	var err error
+	if o.x, err = exchange.New(how, &o.stats.Stats); err != nil {
+		return nil, err
+	}
+	how.NoWayBack = true
+	if cfg.DialWeb != nil {
+		how.Dial = cfg.DialWeb
+	}
+	o.web, err = exchange.New(how, &o.stats.Stats)
 	return o, err
 }
 
 // Stats returns the Origin's counters.
 func (o *Origin) Stats() *Stats { return &o.stats }
 
-// Exchange returns what makes the Origin's requests, for those who want to ask
-// other servers with the same limits, connections and counters.
+// Exchange returns what makes the Origin's requests.
 func (o *Origin) Exchange() *exchange.Client { return o.x }
+
+// Web returns what asks other servers, those that anybody may name, with the
+// same limits and counters: they cannot redirect to this machine.
+func (o *Origin) Web() *exchange.Client { return o.web }
 
 // Close closes idle connections. Blobs and readers stay usable; an Origin
 // owns no goroutines.
 func (o *Origin) Close() error {
 	o.x.Close()
+	o.web.Close()
 	return nil
 }
 

@@ -26,6 +26,8 @@ type authorizer struct {
 	o          *Origin
 	repo       repository
 	credential func(context.Context) (Credential, error)
+	isGiven    bool // by WithAuthorization: the rest is of no use
+	given      given
 
 	// turn is held, as its one element, by whoever obtains a new header. A
 	// waiter that is cancelled leaves; one whose predecessor failed tries itself.
@@ -41,6 +43,9 @@ type authorizer struct {
 // authorization returns the header to send, "" for none. A token about to
 // expire is renewed first; should that fail, it is used while it lasts.
 func (a *authorizer) authorization(ctx context.Context) (string, error) {
+	if a.isGiven {
+		return string(a.given), nil
+	}
 	a.mu.Lock()
 	header, demand, now := a.header, a.demand, time.Now()
 	due := !a.renewAt.IsZero() && now.After(a.renewAt)
@@ -61,6 +66,9 @@ func (a *authorizer) authorization(ctx context.Context) (string, error) {
 // with the authorization used, and returns a new one. The failure is returned
 // where the answer does not say what the registry wants.
 func (a *authorizer) refused(ctx context.Context, used string, answer http.Header, f *exchange.Failure) (string, error) {
+	if a.isGiven {
+		return "", f
+	}
 	var basic *challenge
 	var schemes []string
 	for _, c := range parseChallenges(answer.Values("WWW-Authenticate")) {

@@ -25,7 +25,7 @@ type Files struct {
 // NewFiles returns a Files over o, which also says how web servers are
 // reached. Temporary files are made in tempDir; see web.Config.
 func NewFiles(o *origin.Origin, tempDir string, log *slog.Logger) *Files {
-	return &Files{o, web.New(web.Config{Client: o.Exchange(), TempDir: tempDir, Logger: log})}
+	return &Files{o, web.New(web.Config{Client: o.Web(), TempDir: tempDir, Logger: log})}
 }
 
 // files returns the node's Files. It is called while New runs, and only there
@@ -48,6 +48,8 @@ type FileName struct {
 	Digest digest.Digest
 	// Header is sent along to web servers. It must have passed web.CheckHeader.
 	Header http.Header
+	// Ignore is that of web.Options.
+	Ignore []string
 }
 
 // ociScheme is what URLs of blobs in registries begin with.
@@ -66,7 +68,7 @@ func (f *Files) Find(ctx context.Context, name FileName) (context.Context, blob.
 	if err != nil {
 		return ctx, blob.Ref{}, web.Meta{}, err
 	}
-	ref, meta, err := f.web.Resolve(ctx, url, web.Options{Tag: name.Tag, Digest: name.Digest})
+	ref, meta, err := f.web.Resolve(ctx, url, web.Options{Tag: name.Tag, Digest: name.Digest, Ignore: name.Ignore})
 	return ctx, ref, meta, err
 }
 

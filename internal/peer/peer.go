@@ -63,6 +63,8 @@ type Config struct {
 	Snapshotter SnapshotterConfig
 	// Swarm, where set, says how blobs are exchanged with other nodes.
 	Swarm *SwarmConfig
+	// Mirror, where set, says how others fetch through this node by HTTP.
+	Mirror *MirrorConfig
 	// Kubernetes, where set, says where to look for image pull secrets.
 	Kubernetes *keychain.KubernetesConfig
 	// ExitWhenIdle makes Run return once nothing is mounted any more: for a
@@ -95,6 +97,7 @@ type Peer struct {
 	containerd *containerd
 	holder     *holder.Holder
 	member     *member
+	gateway    *gateway
 	swarm      atomic.Pointer[swarm.Swarm] // of member; the store asks for it from the beginning
 
 	// FromOrigin counts what was read from registries as blobs.
@@ -140,10 +143,16 @@ func New(cfg Config) (_ *Peer, err error) {
 	if err := p.openCredentials(); err != nil {
 		return nil, err
 	}
+	if err := p.cfg.guardDials(); err != nil {
+		return nil, err
+	}
 	if p.origin, err = origin.New(p.cfg.Origin); err != nil {
 		return nil, err
 	}
 	if err := p.openSwarm(); err != nil {
+		return nil, err
+	}
+	if err := p.openMirror(); err != nil {
 		return nil, err
 	}
 	// Before the layer device is served: a process that serves it must not
@@ -289,6 +298,9 @@ func (p *Peer) free() error {
 	}
 	if p.images != nil {
 		errs = append(errs, p.images.Close(), p.releaseHolder())
+	}
+	if p.gateway != nil {
+		errs = append(errs, p.gateway.close())
 	}
 	if p.member != nil {
 		errs = append(errs, p.member.free())

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/mirror/ranges"
 	"skimmer/internal/origin/web"
 )
 
@@ -202,34 +203,18 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// parseFileRange reads the value of a Range header (RFC 9110, section 14.2)
-// for a file of size bytes, and returns the status that an answer has. What is
-// malformed, and several ranges, are answered with the whole file, as the RFC
-// allows.
+// parseFileRange reads the value of a Range header for a file of size bytes,
+// and returns the status that an answer has. Several ranges are answered with
+// the whole file, as RFC 9110 allows.
 func parseFileRange(value string, size int64) (blob.Range, int) {
-	whole := blob.Range{Len: size}
-	set, ok := strings.CutPrefix(value, "bytes=")
-	first, last, ok2 := strings.Cut(strings.TrimSpace(set), "-")
-	if !ok || !ok2 {
-		return whole, http.StatusOK
-	}
-	from, ok := digits(first)
-	to, ok2 := digits(last)
+	set, status := ranges.Parse(value, size)
 	switch {
-	case first == "" && ok2: // the last so many bytes
-		n := min(to, size)
-		if n == 0 {
-			return whole, http.StatusRequestedRangeNotSatisfiable
-		}
-		return blob.Range{Off: size - n, Len: n}, http.StatusPartialContent
-	case !ok || last != "" && (!ok2 || to < from):
-		return whole, http.StatusOK
-	case from >= size:
-		return whole, http.StatusRequestedRangeNotSatisfiable
-	case last == "" || to >= size:
-		to = size - 1
+	case len(set) == 1:
+		return set[0], status
+	case len(set) > 1:
+		status = http.StatusOK
 	}
-	return blob.Range{Off: from, Len: to - from + 1}, http.StatusPartialContent
+	return blob.Range{Len: size}, status
 }
 
 // digits reads a number that consists of digits alone.

@@ -146,6 +146,8 @@ type Registry struct {
 	urlKey  []byte                    // signs storage URLs
 	stats   Stats                     // maps made by NewRegistry
 	blobs   map[digest.Digest]content // all blobs, for the storage server
+
+	dismissed map[string]bool // users that are none any more
 }
 
 type content struct {
@@ -173,6 +175,8 @@ func NewRegistry(t testing.TB, opts Options) *Registry {
 		urlKey:  []byte(rand.Text()),
 		stats:   Stats{Requests: make(map[Op]int), Bytes: make(map[digest.Digest]int64)},
 		blobs:   make(map[digest.Digest]content),
+
+		dismissed: make(map[string]bool),
 	}
 	if opts.Offline {
 		r.host = "registry.localhost"
@@ -414,6 +418,14 @@ func (r *Registry) RevokeTokens() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.tokens)
+}
+
+// Dismiss makes a user unknown, and every token given out so far invalid.
+func (r *Registry) Dismiss(user string) {
+	r.RevokeTokens()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dismissed[user] = true
 }
 
 // RevokeURLs makes every storage URL given out so far invalid.

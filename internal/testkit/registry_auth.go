@@ -54,7 +54,9 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, op Op, re
 
 func (r *Registry) known(user, password string) bool {
 	want, ok := r.opts.Users[user]
-	return ok && want == password
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return ok && want == password && !r.dismissed[user]
 }
 
 // serveToken is the token service: the distribution project's token

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -22,7 +21,7 @@ import (
 )
 
 // ServeHTTP answers as a registry does: OCI distribution specification 1.1,
-// the parts about pulling, pushing and listing tags.
+// the parts about pulling, pushing and listing tags and referrers.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	op, repo, rest := route(req)
 	if !r.begin(w, req, op) {
@@ -47,10 +46,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case op == Upload:
 		r.serveUpload(w, req, repo, rest)
 	case rest == "tags":
-		r.mu.Lock()
-		tags := slices.Sorted(maps.Keys(r.repo(repo).tags))
-		r.mu.Unlock()
-		writeJSON(w, http.StatusOK, map[string]any{"name": repo, "tags": tags})
+		r.serveTags(w, req, repo)
+	case op == Other && digest.Digest(rest).Validate() == nil:
+		r.serveReferrers(w, repo, digest.Digest(rest))
 	default:
 		refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "the operation is unsupported")
 	}
@@ -91,6 +89,9 @@ func route(req *http.Request) (op Op, repo, rest string) {
 	}
 	if name, ok := strings.CutSuffix(path, "/tags/list"); ok && read {
 		return Other, name, "tags"
+	}
+	if name, d, ok := strings.Cut(path, "/referrers/"); ok && read {
+		return Other, name, d
 	}
 	return Other, "", ""
 }

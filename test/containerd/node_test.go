@@ -42,6 +42,8 @@ type options struct {
 	cri        bool
 	pause      string // the image CRI runs in sandboxes
 	registries []string
+	mirror     bool // the peer serves its mirror, see node.mirror
+	stock      bool // the snapshotter is the stock one, with the mirror before these registries
 }
 
 // node is one machine: a containerd and the peer it uses as a snapshotter.
@@ -54,10 +56,12 @@ type node struct {
 	runDir     string
 	namespaces []string
 	pprof      int // port
+	mirror     int // port; 0 if there is none
 
 	containerd *lab.Containerd
 	client     *client.Client
 	peer       *process
+	stock      *process // nil unless options.stock
 
 	mu sync.Mutex // mu guards namespaces
 }
@@ -76,13 +80,27 @@ func newNode(t *testing.T, v version, opts options) *node {
 	n := &node{t: t, opts: opts, version: v, root: root, dataDir: filepath.Join(root, "data"), runDir: filepath.Join(root, "run")}
 	t.Cleanup(n.remove)
 	n.pprof = freePort(t)
+	if opts.mirror {
+		n.mirror = freePort(t)
+	}
 	n.configure()
 	n.startPeer()
+	if opts.stock {
+		n.startStock()
+	}
 	n.startContainerd()
 	return n
 }
 
 func (n *node) socket() string { return filepath.Join(n.runDir, "snapshotter.sock") }
+
+// snapshotter is the socket of the snapshotter that containerd uses.
+func (n *node) snapshotter() string {
+	if n.opts.stock {
+		return filepath.Join(n.root, "stock.sock")
+	}
+	return n.socket()
+}
 
 func (n *node) configure() {
 	n.t.Helper()
@@ -92,10 +110,10 @@ pprofPort: %d
 log: {format: json, level: debug}
 metrics: {server: {port: 0}}
 health: {server: {port: 0}}
-proxy: {server: {port: 0}}
+proxy: {server: {port: %d}}
 snapshotter: {enable: true, containerd: %s}
 %s
-`, n.dataDir, n.runDir, n.pprof, filepath.Join(n.root, "c", "containerd.sock"), n.opts.peer)
+`, n.dataDir, n.runDir, n.pprof, n.mirror, filepath.Join(n.root, "c", "containerd.sock"), n.opts.peer)
 	if err := os.WriteFile(filepath.Join(n.root, "peer.yaml"), []byte(config), 0o644); err != nil {
 		n.t.Fatal(err)
 	}
@@ -106,7 +124,7 @@ func (n *node) startContainerd() {
 	ctx, cancel := context.WithTimeout(n.t.Context(), stepLimit)
 	defer cancel()
 	c, err := lab.StartContainerd(ctx, lab.ContainerdConfig{
-		Dir: filepath.Join(n.root, "c"), Binary: n.version.binary, Plugins: map[string]string{n.opts.plugin: n.socket()},
+		Dir: filepath.Join(n.root, "c"), Binary: n.version.binary, Plugins: map[string]string{n.opts.plugin: n.snapshotter()},
 		CRI: n.opts.cri, Snapshotter: n.opts.plugin, PauseImage: n.opts.pause, InsecureRegistries: n.opts.registries,
 	})
 	if err != nil {
@@ -259,7 +277,7 @@ func unmountAll(t testing.TB, dir string) {
 // remove ends and removes everything, and shows the logs of a failed test.
 func (n *node) remove() {
 	if n.t.Failed() {
-		for _, log := range []string{n.peerLog(), filepath.Join(n.root, "c", "containerd.log")} {
+		for _, log := range []string{n.peerLog(), n.stockLog(), filepath.Join(n.root, "c", "containerd.log")} {
 			n.t.Logf("the end of %s:\n%s", filepath.Base(log), tail(log, 6000))
 		}
 	}
@@ -272,6 +290,10 @@ func (n *node) remove() {
 		if err := n.containerd.Close(); err != nil {
 			n.t.Error(err)
 		}
+	}
+	if n.stock != nil {
+		_ = n.stock.cmd.Process.Kill() // it may have ended
+		<-n.stock.exited
 	}
 	if n.peer != nil {
 		select {

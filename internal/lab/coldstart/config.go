@@ -29,17 +29,36 @@ const (
 	Overlayfs Mode = "overlayfs" // containerd's own: everything is fetched and unpacked first
 	Stargz    Mode = "stargz"    // the stock remote snapshotter
 	Skimmer   Mode = "skimmer"   // ours
+	// Those of others, with our mirror between them and the registry: on a node
+	// that has nothing, and on one that had the image before.
+	OverlayfsMirror Mode = "overlayfs-mirror"
+	OverlayfsWarm   Mode = "overlayfs-mirror-warm"
+	StargzMirror    Mode = "stargz-mirror"
 )
 
 // Modes returns all modes, in the order in which they are shown.
-func Modes() []Mode { return []Mode{Overlayfs, Stargz, Skimmer} }
+func Modes() []Mode {
+	return []Mode{Overlayfs, Stargz, Skimmer, OverlayfsMirror, OverlayfsWarm, StargzMirror}
+}
+
+// DefaultModes returns those that are compared unless others are asked for.
+func DefaultModes() []Mode { return []Mode{Overlayfs, Stargz, Skimmer} }
+
+// snapshotter returns the name of the mode's snapshotter in containerd.
+func (m Mode) snapshotter() string {
+	name, _, _ := strings.Cut(string(m), "-")
+	return name
+}
+
+// mirrored reports whether the mode has our mirror before the registry.
+func (m Mode) mirrored() bool { return strings.Contains(string(m), "-mirror") }
 
 // ParseModes reads a list of modes, separated by commas.
 func ParseModes(list string) (modes []Mode, err error) {
 	for name := range strings.SplitSeq(list, ",") {
 		m := Mode(strings.TrimSpace(name))
 		if !slices.Contains(Modes(), m) {
-			return nil, fmt.Errorf("read modes: %q is none of overlayfs, stargz and skimmer", m)
+			return nil, fmt.Errorf("read modes: %q is none of %v", m, Modes())
 		}
 		if slices.Contains(modes, m) {
 			return nil, fmt.Errorf("read modes: %s is there twice", m)
@@ -213,10 +232,10 @@ func (c Config) check() error {
 		return fmt.Errorf("no shapes given")
 	case c.Runs < 1:
 		return fmt.Errorf("%d runs: there must be at least one", c.Runs)
-	case slices.Contains(c.Modes, Stargz) && c.Stargz == "":
+	case c.Stargz == "" && slices.ContainsFunc(c.Modes, func(m Mode) bool { return m.snapshotter() == string(Stargz) }):
 		return fmt.Errorf("mode stargz needs the baseline program")
-	case slices.Contains(c.Modes, Skimmer) && c.Skimmer == "":
-		return fmt.Errorf("mode skimmer needs the skimmer program")
+	case c.Skimmer == "" && slices.ContainsFunc(c.Modes, func(m Mode) bool { return m == Skimmer || m.mirrored() }):
+		return fmt.Errorf("mode skimmer and the mirror need the skimmer program")
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func TestParseLists(t *testing.T) {
 // TestPeerConfig reads the node's configuration with the code that will.
 func TestPeerConfig(t *testing.T) {
 	cfg := config.DefaultPeer()
-	d := daemonConfig{Skimmer, "/x y", "/x y/s.sock", "/x y/c.sock"}
+	d := daemonConfig{mode: Skimmer, dir: "/x y", socket: "/x y/s.sock", containerd: "/x y/c.sock"}
 	if err := config.Parse("peer.yaml", []byte(d.peerConfig()), &cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -66,8 +66,8 @@ func TestPeerConfig(t *testing.T) {
 	if cfg.DataDir != "/x y/data" || s.Socket != "/x y/s.sock" || s.Containerd != "/x y/c.sock" || !s.Enable {
 		t.Errorf("read %+v", cfg)
 	}
-	if cfg.Metrics.Server.Port != 0 || cfg.Health.Server.Port != 0 {
-		t.Errorf("ports %d and %d, want none", cfg.Metrics.Server.Port, cfg.Health.Server.Port)
+	if cfg.Metrics.Server.Port != 0 || cfg.Health.Server.Port != 0 || cfg.Proxy.Server.Port != 0 {
+		t.Errorf("ports %d, %d and %d, want none", cfg.Metrics.Server.Port, cfg.Health.Server.Port, cfg.Proxy.Server.Port)
 	}
 }
 
@@ -87,6 +87,8 @@ func TestCheck(t *testing.T) {
 		"no runs":    func(c *Config) { c.Runs = 0 },
 		"no stargz":  func(c *Config) { c.Modes = []Mode{Stargz} },
 		"no skimmer": func(c *Config) { c.Modes = []Mode{Skimmer} },
+		"no mirror":  func(c *Config) { c.Modes = []Mode{OverlayfsMirror} },
+		"no stock":   func(c *Config) { c.Skimmer = "/s"; c.Modes = []Mode{StargzMirror} },
 	} {
 		bad := good
 		spoil(&bad)

@@ -39,6 +39,8 @@ type daemonConfig struct {
 	dir        string // for everything it keeps
 	socket     string // its own
 	containerd string // containerd's
+	mirror     int    // the port of the mirror; 0 for none
+	registry   string // host:port, that a stock snapshotter has the mirror for
 }
 
 // startDaemon starts the snapshotter of a mode and returns when its socket
@@ -53,6 +55,13 @@ func startDaemon(ctx context.Context, cfg Config, d daemonConfig) (*proc, error)
 		// Without a configuration, as it is installed; registries on this
 		// machine are spoken to over plain HTTP by default.
 		cmd = exec.Command(cfg.Stargz, "--root", filepath.Join(d.dir, "root"), "--address", d.socket)
+		if d.mirror != 0 {
+			file := filepath.Join(d.dir, "stargz.toml")
+			if err := os.WriteFile(file, []byte(d.stargzConfig()), 0o644); err != nil {
+				return nil, err
+			}
+			cmd.Args = append(cmd.Args, "--config", file)
+		}
 	case Skimmer:
 		file := filepath.Join(d.dir, "peer.yaml")
 		if err := os.WriteFile(file, []byte(d.peerConfig()), 0o644); err != nil {
@@ -76,12 +85,23 @@ func (d daemonConfig) peerConfig() string {
 runDir: %q
 metrics: {server: {port: 0}}
 health: {server: {port: 0}}
-proxy: {server: {port: 0}}
+proxy: {server: {port: %d}}
 snapshotter:
   enable: true
   socket: %q
   containerd: %q
-`, filepath.Join(d.dir, "data"), filepath.Join(d.dir, "run"), d.socket, d.containerd)
+`, filepath.Join(d.dir, "data"), filepath.Join(d.dir, "run"), d.mirror, d.socket, d.containerd)
+}
+
+// stargzConfig returns the stock snapshotter's configuration: the mirror before
+// the registry.
+func (d daemonConfig) stargzConfig() string {
+	return fmt.Sprintf(`[[resolver.host.%q.mirrors]]
+host = "127.0.0.1:%d"
+insecure = true
+[resolver.host.%q.mirrors.header]
+X-Dragonfly-Registry = ["http://%s"]
+`, d.registry, d.mirror, d.registry, d.registry)
 }
 
 func (p *proc) start(ctx context.Context, socket string) error {

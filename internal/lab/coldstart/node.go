@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
 
 	"skimmer/internal/lab"
 )
@@ -23,34 +25,45 @@ type node struct {
 	mode       Mode
 	dir, fifos string
 	daemon     *proc // nil where containerd does it itself
+	peer       *proc // behind the mirror; nil without
+	mirror     int   // its port; 0 without
 	containerd *lab.Containerd
 	client     *containerd.Client
 	log        *slog.Logger
 }
 
 // newNode starts a node in dir, which must not exist. It runs until close,
-// whatever becomes of ctx.
-func newNode(ctx context.Context, cfg Config, mode Mode, dir string) (*node, error) {
+// whatever becomes of ctx. registry is what it will pull from, host:port.
+func newNode(ctx context.Context, cfg Config, mode Mode, dir, registry string) (*node, error) {
 	n := &node{mode: mode, dir: dir, fifos: filepath.Join(dir, "fifos"), log: cfg.Logger}
-	if err := n.open(ctx, cfg); err != nil {
+	if err := n.open(ctx, cfg, registry); err != nil {
 		return nil, errors.Join(fmt.Errorf("start node for %s: %w", mode, err), n.close())
 	}
 	return n, nil
 }
 
-func (n *node) open(ctx context.Context, cfg Config) error {
+func (n *node) open(ctx context.Context, cfg Config, registry string) error {
 	if err := os.MkdirAll(n.fifos, 0o711); err != nil {
 		return err
 	}
 	c := lab.ContainerdConfig{Dir: filepath.Join(n.dir, "c"), Binary: cfg.Containerd, Logger: cfg.Logger}
 	var err error
-	if n.mode != Overlayfs {
-		socket := filepath.Join(n.dir, "s.sock")
-		c.Plugins = map[string]string{string(n.mode): socket}
-		n.daemon, err = startDaemon(ctx, cfg, daemonConfig{
-			mode: n.mode, dir: filepath.Join(n.dir, "d"), socket: socket, containerd: filepath.Join(c.Dir, "containerd.sock"),
-		})
-		if err != nil {
+	d := daemonConfig{registry: registry, containerd: filepath.Join(c.Dir, "containerd.sock")}
+	if n.mode.mirrored() {
+		if n.mirror, err = freePort(ctx); err != nil {
+			return err
+		}
+		d.mirror = n.mirror
+		p := d
+		p.mode, p.dir, p.socket = Skimmer, filepath.Join(n.dir, "p"), filepath.Join(n.dir, "p.sock")
+		if n.peer, err = startDaemon(ctx, cfg, p); err != nil {
+			return err
+		}
+	}
+	if name := n.mode.snapshotter(); name != string(Overlayfs) {
+		d.mode, d.dir, d.socket = Mode(name), filepath.Join(n.dir, "d"), filepath.Join(n.dir, "s.sock")
+		c.Plugins = map[string]string{name: d.socket}
+		if n.daemon, err = startDaemon(ctx, cfg, d); err != nil {
 			return err
 		}
 	}
@@ -59,6 +72,21 @@ func (n *node) open(ctx context.Context, cfg Config) error {
 	}
 	n.client, err = containerd.New(n.containerd.Address(), containerd.WithDefaultNamespace(namespace), containerd.WithTimeout(10*time.Second))
 	return err
+}
+
+// freePort returns a port of this machine that nobody listens on.
+func freePort(ctx context.Context) (int, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	port := ln.Addr().(*net.TCPAddr).Port
+	return port, ln.Close()
+}
+
+// forget makes containerd forget an image and all it has of it.
+func (n *node) forget(ctx context.Context, ref string) error {
+	return n.client.ImageService().Delete(ctx, ref, images.SynchronousDelete())
 }
 
 // logs returns the end of what the daemons of the node logged.
@@ -78,8 +106,10 @@ func (n *node) close() error {
 	if n.containerd != nil {
 		errs = append(errs, n.containerd.Close())
 	}
-	if n.daemon != nil {
-		errs = append(errs, n.daemon.close())
+	for _, p := range []*proc{n.daemon, n.peer} {
+		if p != nil {
+			errs = append(errs, p.close())
+		}
 	}
 	// A daemon may have left helpers, and what is complete mounted, on purpose.
 	lab.KillProcesses(n.dir, n.log)

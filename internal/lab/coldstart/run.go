@@ -128,7 +128,7 @@ func (e *experiment) compare(ctx context.Context, run int, path Path, c testCase
 func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase) (err error) {
 	image := e.images[c.image.Name]
 	e.nodes++
-	n, err := newNode(ctx, e.Config, mode, filepath.Join(e.Dir, fmt.Sprintf("n%d", e.nodes)))
+	n, err := newNode(ctx, e.Config, mode, filepath.Join(e.Dir, fmt.Sprintf("n%d", e.nodes)), l.host())
 	if err != nil {
 		return err
 	}
@@ -141,6 +141,11 @@ func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase
 		return err
 	}
 	ref := l.host() + "/" + image.Repository
+	if mode == OverlayfsWarm {
+		if err := e.warm(ctx, n, ref, c); err != nil {
+			return err
+		}
+	}
 	for _, kind := range []StartKind{First, Again} {
 		e.registry.Reset()
 		load, err := loadAverage()
@@ -168,6 +173,20 @@ func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase
 		})
 	}
 	return nil
+}
+
+// warm starts a case and makes containerd forget it, so that the mirror of the
+// node has the image and nobody else.
+func (e *experiment) warm(ctx context.Context, n *node, ref string, c testCase) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if _, _, err := n.start(ctx, fmt.Sprintf("bench-%d-%d-warm", os.Getpid(), e.nodes), ref, c.args); err != nil {
+		return fmt.Errorf("start it to warm the mirror: %w; %s", err, n.logs())
+	}
+	if err := n.forget(ctx, ref); err != nil {
+		return fmt.Errorf("remove the image: %w", err)
+	}
+	return dropCaches()
 }
 
 // loadAverage returns the machine's load average of the last minute (proc(5)).

@@ -27,13 +27,16 @@ type times struct{ pull, create, run time.Duration }
 // which is not counted, and its output returned. The code is the same for every
 // snapshotter: the labels that remote ones read mean nothing to others.
 func (n *node) start(ctx context.Context, id, ref string, args []string) (t times, output string, err error) {
-	snapshotter := string(n.mode)
+	snapshotter := n.mode.snapshotter()
 	// Connections of the start before would save this one a round trip.
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	hosts := docker.ConfigureDefaultRegistries(
 		docker.WithPlainHTTP(docker.MatchLocalhost),
 		docker.WithClient(&http.Client{Transport: transport}))
+	if n.mirror != 0 {
+		hosts = n.throughMirror(hosts)
+	}
 	begin := time.Now()
 	image, err := n.client.Pull(ctx, ref,
 		containerd.WithPullUnpack,
@@ -64,6 +67,22 @@ func (n *node) start(ctx context.Context, id, ref string, args []string) (t time
 	output, ended, err := n.runTask(ctx, container)
 	t.run = ended.Sub(begin)
 	return t, output, err
+}
+
+// throughMirror puts the mirror before the hosts of a registry, as a hosts.toml
+// does.
+func (n *node) throughMirror(hosts docker.RegistryHosts) docker.RegistryHosts {
+	return func(registry string) ([]docker.RegistryHost, error) {
+		list, err := hosts(registry)
+		if err != nil || len(list) == 0 {
+			return list, err
+		}
+		mirror := list[0]
+		mirror.Header = http.Header{"X-Dragonfly-Registry": {mirror.Scheme + "://" + mirror.Host}}
+		mirror.Host, mirror.Scheme = fmt.Sprintf("127.0.0.1:%d", n.mirror), "http"
+		mirror.Capabilities = docker.HostCapabilityPull | docker.HostCapabilityResolve
+		return append([]docker.RegistryHost{mirror}, list...), nil
+	}
 }
 
 // runTask runs a container's program to its end, and returns when that was.

@@ -41,6 +41,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Dial makes connections. Default: a net.Dialer with ConnectTimeout.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// NoWayBack refuses redirects from other machines to this one: for servers
+	// that anybody may have named.
+	NoWayBack bool
 	// Transport makes the requests to hosts without CAFiles. Default: a pool of
 	// connections made with Dial.
 	Transport http.RoundTripper
@@ -96,6 +99,7 @@ type Client struct {
 	// Constant after New.
 	cfg        Config
 	transports map[string]http.RoundTripper // of hosts with CAFiles
+	roots      map[string]*x509.CertPool    // of the same
 
 	stats *Stats // atomics
 }
@@ -104,7 +108,7 @@ type Client struct {
 //
 // Errors: a CA file that cannot be read or holds no certificate.
 func New(cfg Config, stats *Stats) (*Client, error) {
-	c := &Client{cfg: cfg.withDefaults(), stats: stats, transports: make(map[string]http.RoundTripper)}
+	c := &Client{cfg: cfg.withDefaults(), stats: stats, transports: make(map[string]http.RoundTripper), roots: make(map[string]*x509.CertPool)}
 	if c.cfg.Transport == nil {
 		c.cfg.Transport = c.newTransport(nil)
 	}
@@ -122,9 +126,16 @@ func New(cfg Config, stats *Stats) (*Client, error) {
 				return nil, fmt.Errorf("read certificate authority of %s: %s holds no PEM certificate", host, file)
 			}
 		}
-		c.transports[host] = c.newTransport(roots)
+		c.transports[host], c.roots[host] = c.newTransport(roots), roots
 	}
 	return c, nil
+}
+
+// Roots returns the authorities that certificates of a host are checked with;
+// nil for those of the system alone.
+func (c *Client) Roots(host string) *x509.CertPool {
+	pool, _ := lookup(host, c.roots)
+	return pool
 }
 
 // newTransport returns a connection pool. One serves all clients, because
@@ -165,7 +176,7 @@ func (c *Client) Scheme(host string) string {
 	if _, ok := lookup(host, c.cfg.CAFiles); ok {
 		return "https"
 	}
-	if slices.Contains(c.cfg.Insecure, host) || slices.Contains(c.cfg.Insecure, hostname(host)) || isLoopback(hostname(host)) {
+	if slices.Contains(c.cfg.Insecure, host) || slices.Contains(c.cfg.Insecure, hostname(host)) || IsLoopback(hostname(host)) {
 		return "http"
 	}
 	return "https"
@@ -182,7 +193,9 @@ func lookup[V any](host string, m map[string]V) (V, bool) {
 
 func hostname(host string) string { return (&url.URL{Host: host}).Hostname() }
 
-func isLoopback(name string) bool {
+// IsLoopback reports whether a name, or an address, is one of this machine by
+// itself, without asking anybody.
+func IsLoopback(name string) bool {
 	if addr, err := netip.ParseAddr(name); err == nil {
 		return addr.IsLoopback()
 	}

@@ -58,6 +58,8 @@ func transportFailure(ctx context.Context, req *http.Request, err error) *Failur
 		return &Failure{Err: blob.Errorf(blob.Unavailable, "%s: the server speaks plain HTTP; list the host as insecure if that is meant", what)}
 	case errors.As(err, &network) && network.Timeout():
 		return &Failure{Err: blob.Errorf(blob.Timeout, "%s: %w", what, err), Again: true}
+	case errors.Is(err, blob.Forbidden): // whoever dials may say so
+		return &Failure{Err: blob.Errorf(blob.Forbidden, "%s: %w", what, err)}
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF // nothing above may take it for an end
 	}

@@ -101,6 +101,9 @@ func (c *Client) Follow(resp *http.Response, crossing func(http.Header)) (*http.
 		if to.Scheme == "http" && req.URL.Scheme == "https" && c.Scheme(to.Host) != "http" {
 			return nil, blob.Errorf(blob.Unavailable, "%s %s: redirected to plain HTTP on %s; list that host as insecure if that is meant", req.Method, req.URL.Host, to.Host)
 		}
+		if c.cfg.NoWayBack && IsLoopback(to.Hostname()) && !IsLoopback(req.URL.Hostname()) {
+			return nil, blob.Errorf(blob.Forbidden, "%s %s: redirected to this machine, which another may not do", req.Method, req.URL.Host)
+		}
 		c.stats.Redirects.Add(1)
 		next := NewRequest(req.Context(), req.Method, to, req.Header)
 		if to.Scheme != req.URL.Scheme || to.Host != req.URL.Host {

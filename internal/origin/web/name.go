@@ -24,7 +24,8 @@ const maxURL = 8 << 10
 type name struct {
 	url    *url.URL // normalised, without user and fragment
 	tag    string
-	unique string // not empty where the identity is that of one download
+	unique string   // not empty where the identity is that of one download
+	ignore []string // parameters of the query that do not tell files apart
 }
 
 // normalise reads a URL that a user gave, and writes its scheme, host and port
@@ -90,7 +91,7 @@ func parseName(text string) (name, error) {
 	if err != nil {
 		return name{}, blob.Errorf(blob.Invalid, "read URL: its fragment is not one of ours")
 	}
-	return name{url: u, tag: q.Get("tag"), unique: q.Get("unique")}, nil
+	return name{url: u, tag: q.Get("tag"), unique: q.Get("unique"), ignore: q["ignore"]}, nil
 }
 
 // String writes the name as the URL of a blob.Ref.
@@ -101,6 +102,9 @@ func (n name) String() string {
 	}
 	if n.unique != "" {
 		q.Set("unique", n.unique)
+	}
+	if len(n.ignore) > 0 {
+		q["ignore"] = n.ignore
 	}
 	text := n.url.String()
 	if len(q) > 0 {
@@ -115,7 +119,7 @@ func (n name) place() string { return blob.Ref{URL: n.url.String()}.Place() }
 // identity returns the digest of the blob that has the given version.
 func (n name) identity(version string) digest.Digest {
 	h := sha256.New()
-	for _, field := range []string{"skimmer url 1", unsigned(n.url), n.tag, n.unique, version} {
+	for _, field := range []string{"skimmer url 1", unsigned(n.url, n.ignore), n.tag, n.unique, version} {
 		var length [8]byte
 		binary.BigEndian.PutUint64(length[:], uint64(len(field)))
 		h.Write(length[:])
@@ -124,12 +128,16 @@ func (n name) identity(version string) digest.Digest {
 	return digest.NewDigestFromBytes(blob.AlgorithmURL, h.Sum(nil))
 }
 
-// unsigned returns u without the parameters of its query that only sign it.
-func unsigned(u *url.URL) string {
+// unsigned returns u without the parameters of its query that only sign it, and
+// without those to be ignored.
+func unsigned(u *url.URL, ignore []string) string {
 	clean := *u
 	parts := strings.Split(u.RawQuery, "&")
 	clean.RawQuery = strings.Join(slices.DeleteFunc(parts, func(part string) bool {
 		key, _, _ := strings.Cut(part, "=")
+		if name, err := url.QueryUnescape(key); err == nil && slices.Contains(ignore, name) {
+			return true
+		}
 		return signs(strings.ToLower(key), u.Query())
 	}), "&")
 	return clean.String()

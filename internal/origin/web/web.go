@@ -102,6 +102,9 @@ type Options struct {
 	// Digest is that of the content, where it is known; the blob then has it as
 	// identity, and Tag means nothing.
 	Digest digest.Digest
+	// Ignore lists parameters of the URL's query, beside those of signatures,
+	// that do not tell files apart. They are sent all the same.
+	Ignore []string
 }
 
 // Meta is what a server says of a file.
@@ -142,7 +145,7 @@ func (s *Source) Resolve(ctx context.Context, rawURL string, o Options) (blob.Re
 	}
 	ref := blob.Ref{Digest: o.Digest, Size: f.size, MediaType: f.meta.ContentType}
 	if o.Digest == "" {
-		n.tag = o.Tag
+		n.tag, n.ignore = o.Tag, o.Ignore
 		if f.version == "" {
 			n.unique = nonce()
 			f.meta.Unique = true

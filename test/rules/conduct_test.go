@@ -13,7 +13,7 @@ import (
 var conductRules = []rule{
 	{
 		name: "no way out but return",
-		do:   "return an error; only package main ends the process",
+		do:   "return an error; only package main ends the process, and panic(http.ErrAbortHandler) a connection",
 		as:   "internal/x/x.go",
 		check: func(f *file, report func(ast.Node, string)) {
 			if f.test || f.main() || strings.HasPrefix(f.dir, "internal/testkit") {
@@ -21,7 +21,7 @@ var conductRules = []rule{
 			}
 			ast.Inspect(f.syntax, func(n ast.Node) bool {
 				if c, ok := n.(*ast.CallExpr); ok {
-					if id, ok := c.Fun.(*ast.Ident); ok && id.Name == "panic" {
+					if id, ok := c.Fun.(*ast.Ident); ok && id.Name == "panic" && !aborts(c) {
 						report(n, "panic")
 					}
 				}
@@ -31,8 +31,11 @@ var conductRules = []rule{
 				return true
 			})
 		},
-		bad:  []string{"package x\nfunc f() { panic(1) }", "package x\nfunc f() { os.Exit(1) }", "package x\nfunc f() { log.Fatalf(`x`) }"},
-		good: []string{"package main\nfunc main() { os.Exit(1) }", "package x\nfunc f() { x.panic() }"},
+		bad: []string{"package x\nfunc f() { panic(1) }", "package x\nfunc f() { os.Exit(1) }", "package x\nfunc f() { log.Fatalf(`x`) }"},
+		good: []string{
+			"package main\nfunc main() { os.Exit(1) }", "package x\nfunc f() { x.panic() }",
+			"package x\nfunc f() { panic(http.ErrAbortHandler) }",
+		},
 	},
 	{
 		name: "goroutines have an owner",
@@ -113,6 +116,16 @@ var conductRules = []rule{
 		bad:  []string{"package x\nimport \"github.com/stretchr/testify/require\""},
 		good: []string{"package x\nimport \"github.com/google/go-cmp/cmp\""},
 	},
+}
+
+// aborts reports a panic by which net/http is asked to break a connection off.
+func aborts(c *ast.CallExpr) bool {
+	sel, ok := c.Args[0].(*ast.SelectorExpr)
+	if !ok {
+		return false
+	}
+	pkg, ok := sel.X.(*ast.Ident)
+	return ok && pkg.Name == "http" && sel.Sel.Name == "ErrAbortHandler"
 }
 
 var leftover = regexp.MustCompile(`\b(TODO|FIXME|XXX)\b`)
