@@ -35,7 +35,7 @@ outcome; only the figures of real time differ.
   makespan  --peers fetch 1 GiB at once, every link as fast as the origin's
   churn     1,000 peers, 1 % of which die each second, and a seed dies midway
   kraken    2,600 peers fetch 3 GB, every link 300 MB/s
-  lazy      1,000 peers start one image: the same small reads, then the rest
+  lazy      --peers start one image: the same small reads, then the rest
   cost      the scheduler alone: decisions per second and memory, for --peers
 
 Completion is compared with the fluid bound max(F/u_origin, F/d_peer,
@@ -51,7 +51,7 @@ size of the blob.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.runs, "runs", "makespan,churn,kraken,lazy,cost", "what is simulated")
-	fl.StringVar(&f.peers, "peers", "10,100,1000,10000", "how many peers makespan and cost have; each is one line of the table")
+	fl.StringVar(&f.peers, "peers", "", "how many peers makespan, lazy and cost have; each is one line of the table (default 10,100,1000,10000, of lazy 1000)")
 	fl.Uint64Var(&f.seed, "seed", 1, "what chance begins with")
 	fl.IntVar(&f.slots, "slots", 64, "how many transfers a peer serves at a time")
 	fl.IntVar(&f.width, "width", 0, "how many transfers a peer has under way for one want (default: the scheduler's)")
@@ -70,6 +70,9 @@ func (f simulateFlags) config() (sim.Config, error) {
 	var err error
 	if cfg.Runs, err = sim.ParseRuns(f.runs); err != nil {
 		return cfg, fmt.Errorf("read --runs: %w", err)
+	}
+	if f.peers == "" {
+		return cfg, nil
 	}
 	for word := range strings.SplitSeq(f.peers, ",") {
 		n, err := strconv.Atoi(strings.TrimSpace(word))

@@ -21,6 +21,11 @@ type swarmed struct {
 	going   []Have // what will arrive
 	grants  int
 	leased  int // pieces
+
+	// Peers that start an image read these places; where they are.
+	reads []Run
+	at    map[PeerID]int
+	wants uint64
 }
 
 func newSwarmed(n int, slots int) *swarmed {
@@ -72,39 +77,92 @@ func (s *swarmed) arrive() bool {
 	s.going[i] = s.going[last]
 	s.going = s.going[:last]
 	s.step(h)
+	if p := s.tracker.peers[h.Peer]; s.reads != nil && !p.Seed && len(p.wants) == 0 {
+		s.read(h.Peer)
+	}
 	return true
 }
 
-// BenchmarkGrant has peers fetch a blob all at once. An operation is a
-// transfer granted and ended: what a scheduler decides per transfer.
+// BenchmarkGrant has peers fetch a blob all at once, or start one image. An
+// operation is a transfer granted and ended: what a scheduler decides per
+// transfer. The peers are at different places when it begins.
 func BenchmarkGrant(b *testing.B) {
 	for _, n := range []int{100, 1000, 10000} {
-		b.Run(fmt.Sprint("peers=", n), func(b *testing.B) {
-			before := heap()
-			s := newSwarmed(n, 4)
-			half := n * 256 / 2
-			for s.grants < min(half, 200000) && s.arrive() {
-			}
-			perPeer := float64(heap()-before) / float64(n)
-			b.ReportAllocs()
-			b.ResetTimer()
-			s.grants = 0
-			start := cpuTime(b)
-			spent := time.Duration(0)
-			for done := 0; done < b.N; done++ {
-				if !s.arrive() {
-					spent += cpuTime(b) - start
-					b.StopTimer()
-					s = newSwarmed(n, 4)
-					b.StartTimer()
-					start = cpuTime(b)
-				}
-			}
-			spent += cpuTime(b) - start
-			b.ReportMetric(float64(b.N)/spent.Seconds(), "decisions/s")
-			b.ReportMetric(perPeer, "B/peer")
-			runtime.KeepAlive(s)
+		b.Run(fmt.Sprint("bulk/peers=", n), func(b *testing.B) {
+			benchmarkGrant(b, n, min(n*256/2, 200000), func() *swarmed { return newSwarmed(n, 4) })
 		})
+		b.Run(fmt.Sprint("demand/peers=", n), func(b *testing.B) {
+			benchmarkGrant(b, n, min(n*startReads/2, 200000), func() *swarmed { return newStarting(n) })
+		})
+	}
+}
+
+func benchmarkGrant(b *testing.B, peers, first int, begin func() *swarmed) {
+	before := heap()
+	s := begin()
+	for s.grants < first && s.arrive() {
+	}
+	perPeer := float64(heap()-before) / float64(peers)
+	b.ReportAllocs()
+	b.ResetTimer()
+	start := cpuTime(b)
+	spent := time.Duration(0)
+	for range b.N {
+		if !s.arrive() {
+			spent += cpuTime(b) - start
+			b.StopTimer()
+			s = begin()
+			b.StartTimer()
+			start = cpuTime(b)
+		}
+	}
+	spent += cpuTime(b) - start
+	b.ReportMetric(float64(b.N)/spent.Seconds(), "decisions/s")
+	b.ReportMetric(perPeer, "B/peer")
+	runtime.KeepAlive(s)
+}
+
+// startReads is how many reads a peer that starts waits for.
+const startReads = 300
+
+// newStarting returns a swarm that reads the same places of a blob, one after
+// the other, and is blocked on each. Half of them begin when one of the others
+// has got somewhere.
+func newStarting(n int) *swarmed {
+	s := &swarmed{tracker: New(Options{}), now: time.Unix(0, 0), shape: Shape{512 << 20, 16 << 10},
+		chance: rand.New(rand.NewPCG(1, 2)), at: map[PeerID]int{}}
+	for range startReads {
+		s.reads = append(s.reads, Run{s.chance.IntN(s.shape.pieces() - 64), 1 + s.chance.IntN(64)})
+	}
+	s.step(PeerJoined{ID: "seed", Seed: true, UploadSlots: 64})
+	for i := range n {
+		s.step(PeerJoined{ID: PeerID(fmt.Sprint("p", i)), UploadSlots: 64})
+	}
+	for i := range n {
+		s.read(PeerID(fmt.Sprint("p", i)))
+		for range s.chance.IntN(4) {
+			s.arrive()
+		}
+	}
+	return s
+}
+
+// read has a peer want what it reads next and has not got.
+func (s *swarmed) read(id PeerID) {
+	for ; s.at[id] < len(s.reads); s.at[id]++ {
+		have := newSet(s.shape.pieces())
+		if c := s.tracker.blobs["x"]; c != nil && c.members[s.tracker.peers[id]] != nil {
+			have = *c.members[s.tracker.peers[id]].have
+		}
+		r := s.reads[s.at[id]]
+		lacks := newSet(have.n)
+		lacks.addRuns([]Run{r})
+		lacks.removeSet(&have)
+		if lacks.count > 0 {
+			s.wants++
+			s.step(Want{Peer: id, Blob: "x", Shape: s.shape, ID: s.wants, Runs: lacks.list(), Priority: blob.Demand})
+			return
+		}
 	}
 }
 

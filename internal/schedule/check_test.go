@@ -85,7 +85,7 @@ func (k *checker) peer(id PeerID, p *peer) {
 }
 
 func (k *checker) content(c *content) {
-	avail, full, bulk, avoiders := make([]uint32, c.n), 0, 0, 0
+	avail, full, bulk, avoiders, feeding := make([]uint32, c.n), 0, 0, 0, 0
 	leased := newSet(c.n)
 	for i, m := range c.order {
 		if m.rank != i || c.members[m.peer] != m {
@@ -109,6 +109,9 @@ func (k *checker) content(c *content) {
 		if !m.muted && m.isFull() {
 			full++
 		}
+		if m.peer.Seed {
+			feeding += m.bulkOut
+		}
 		if m.act != nil {
 			avoiders += len(m.act.avoid)
 			for _, x := range m.act.in {
@@ -127,6 +130,21 @@ func (k *checker) content(c *content) {
 		}
 		if c.bySeed.has(p) && !c.summed.has(p) {
 			k.failf("%s: %d has no digest from a seed", c.name, p)
+		}
+	}
+	for p := c.hoard.next(0); p < c.n; p = c.hoard.next(p + 1) {
+		if c.avail[p] != 1 {
+			k.failf("%s: %d is hoarded, and %d have it", c.name, p, c.avail[p])
+		}
+	}
+	if feeding != c.feeding || c.hoarding != slices.Contains(k.t.hoards, c) {
+		k.failf("%s: seeds feed %d, says %d, hoarding %v", c.name, feeding, c.feeding, c.hoarding)
+	}
+	for b, list := range c.recent {
+		for i, r := range list {
+			if r.turn > c.turn || slices.ContainsFunc(list[:i], func(o recentMember) bool { return o.m == r.m }) || !r.m.gone && c.members[r.m.peer] != r.m {
+				k.failf("%s: remembers %s in block %d twice, or of the future", c.name, r.m.peer.ID, b)
+			}
 		}
 	}
 	k.tallies(c)
@@ -160,10 +178,16 @@ func (k *checker) tallies(c *content) {
 			continue
 		}
 		for _, w := range m.act.wants {
-			if w.queued != nil && w.line != w.place() {
+			if w.queued && w.line != w.place() {
 				k.failf("%s: %s#%d waits in line %d", c.name, m.peer.ID, w.id, w.line)
 			}
-			if w.queued != nil && w.line > 0 {
+			if w.queued && c.queue[w.line].at[w.pos] != (waiter{w, w.shown}) {
+				k.failf("%s: %s#%d is not where it waits", c.name, m.peer.ID, w.id)
+			}
+			if q := &c.queue[w.line]; w.queued && q.some[w.pos/lineChunk].and(w.shown) != w.shown {
+				k.failf("%s: %s#%d waits unseen", c.name, m.peer.ID, w.id)
+			}
+			if w.queued && w.line > 0 {
 				none = mask{}
 				wanted.change(&none, c.maskOf(&w.need))
 				if w.prio == 0 {
@@ -198,7 +222,7 @@ func (k *checker) rings(c *content) {
 	if listed != 0 {
 		k.failf("%s: rings have %d too many", c.name, listed)
 	}
-	waiting := c.queue[0].Len() + c.queue[1].Len() + c.queue[2].Len()
+	waiting := c.queue[0].live + c.queue[1].live + c.queue[2].live
 	if (waiting > 0) != (c.hungryAt >= 0) {
 		k.failf("%s: %d wait, hungry at %d", c.name, waiting, c.hungryAt)
 	}
@@ -317,8 +341,8 @@ func (k *checker) want(w *want) {
 		k.failf("%s should be gone", name)
 	}
 	waits := need.count > 0 && active < k.t.width(w) && !m.peer.leaving
-	if waits != (w.queued != nil) {
-		k.failf("%s waits %v, queued %v", name, waits, w.queued != nil)
+	if waits != (w.queued) {
+		k.failf("%s waits %v, queued %v", name, waits, w.queued)
 	}
 	if waits {
 		k.waits(name, w)
@@ -347,7 +371,7 @@ func (k *checker) waits(name string, w *want) {
 				k.failf("%s waits for %d, which %s has", name, p, o.peer.ID)
 			}
 		}
-		if c.leased.has(p) || c.summed.has(p) && offered > 0 || w.bulk() && c.bulk >= k.t.opt.BulkWidth ||
+		if c.leased.has(p) || c.summed.has(p) && offered > 0 || w.bulk() && (c.bulk >= k.t.opt.BulkWidth || k.t.hoarded(c)) ||
 			slices.ContainsFunc(c.reserved, func(r *reservation) bool { return r.peer != m.peer && r.pieces.has(p) }) {
 			continue
 		}

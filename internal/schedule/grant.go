@@ -8,16 +8,18 @@ const (
 	samplePieces  = 32
 )
 
-// serve grants of w what can be granted now.
-func (t *Tracker) serve(w *want) {
+// serve grants of w what can be granted now, if there may be something.
+func (t *Tracker) serve(w *want, search bool) {
 	if w.finished || w.m.peer.leaving {
 		return
 	}
-	for w.active < t.width(w) && t.grantOne(w, &w.need) {
+	if search {
+		for w.active < t.width(w) && t.grantOne(w, &w.need) {
+		}
+		for w.active < t.width(w) && t.grantOne(w, &w.window) {
+		}
+		w.window = newSet(w.m.c.n)
 	}
-	for w.active < t.width(w) && t.grantOne(w, &w.window) {
-	}
-	w.window = newSet(w.m.c.n)
 	t.conclude(w)
 }
 
@@ -59,7 +61,7 @@ func (t *Tracker) reason(w *want) Why {
 		return WhyLeased
 	case c.leased.has(p) || !t.mayRead(w, p):
 		return WhyBusy
-	case w.bulk() && c.bulk >= t.opt.BulkWidth:
+	case w.bulk() && (c.bulk >= t.opt.BulkWidth || t.hoarded(c)):
 		return WhyBusy
 	case c.reservedUntil(p, w.m.peer) > p:
 		return WhyLeased
@@ -93,10 +95,10 @@ func (t *Tracker) grantOne(w *want, need *set) bool {
 	return false
 }
 
-// pair grants w what m has of it.
-func (t *Tracker) pair(w *want, m *member) {
+// pair grants w what m has of it within in.
+func (t *Tracker) pair(w *want, m *member, in span) {
 	before := w.active
-	for w.active < t.width(w) && t.mayServe(m, w) && !w.m.avoids(m.peer) && w.fit(&w.need, m, -1) != useless {
+	for w.active < t.width(w) && w.need.next(int(in.lo)) < int(in.hi) && t.mayServe(m, w) && !w.m.avoids(m.peer) && w.fit(&w.need, m, in) != useless {
 		t.grant(w, &w.need, m, 0)
 	}
 	if w.active > before {
@@ -134,7 +136,7 @@ func (t *Tracker) feed(w *want, need *set) bool {
 		var src *member
 		p := 0
 		t.scan(w.m.c.rings[ringName{level: seeding, full: full, spare: true}], func(m *member) bool {
-			if !w.m.avoids(m.peer) && w.fit(need, m, -1) != useless {
+			if !w.m.avoids(m.peer) && w.fit(need, m, w.m.c.everything()) != useless {
 				src, p = m, w.rarest(need, m, 1)
 			}
 			return src != nil
@@ -157,24 +159,15 @@ const (
 	holds           // it has a piece
 )
 
-// fit says whether m has piece p, or any of need if that is -1.
-func (w *want) fit(need *set, m *member, p int) fitness {
-	c, relayed := m.c, w.relayed(m)
-	if p >= 0 {
-		switch {
-		case m.have.has(p) && c.summed.has(p):
-			return holds
-		case relayed != nil && relayed.has(p):
-			return relays
-		}
-		return useless
-	}
-	for q := common(need, m.have, 0); q < c.n; q = common(need, m.have, c.summed.next(q)) {
+// fit says whether m has any piece of need within in.
+func (w *want) fit(need *set, m *member, in span) fitness {
+	c, relayed, lo, hi := m.c, w.relayed(m), int(in.lo), int(in.hi)
+	for q := commonWithin(need, m.have, lo, hi); q < hi; q = commonWithin(need, m.have, c.summed.next(q), hi) {
 		if c.summed.has(q) {
 			return holds
 		}
 	}
-	if relayed != nil && common(need, relayed, 0) < c.n {
+	if relayed != nil && commonWithin(need, relayed, lo, hi) < hi {
 		return relays
 	}
 	return useless
@@ -285,128 +278,4 @@ func (w *want) rareBlock(m *member, rarity uint32) int {
 		}
 	}
 	return best
-}
-
-// find returns who is to send w's peer piece p, or any of need if that is -1:
-// of those that have a free slot the nearest that has the piece, or the
-// nearest that is being sent it, or a seed.
-func (t *Tracker) find(w *want, need *set, p int) *member {
-	c := w.m.c
-	if p >= 0 && c.full == 0 && c.avail[p] == 0 {
-		return nil
-	}
-	// Quickly now if nobody can be of use: of those who wait most are alike.
-	var wanted mask
-	known := p < 0 && w.bulk()
-	if known {
-		if wanted = w.mask; need != &w.need {
-			wanted = c.maskOf(need)
-		}
-		if c.fulls == 0 && !c.offered.some.meets(wanted) {
-			return nil
-		}
-	}
-	var relay *member
-	relaysSeen := 0
-	look := func(name ringName) *member {
-		if p >= 0 && !name.full && c.avail[p] == 0 {
-			return nil
-		}
-		var best *member
-		most, tries := 0, 0
-		t.scan(c.rings[name], func(m *member) bool {
-			if known && !name.full && !m.shown.meets(wanted) || w.m.avoids(m.peer) {
-				return false
-			}
-			switch w.fit(need, m, p) {
-			case holds:
-				if p < 0 {
-					best = m
-					return true
-				}
-				taken := w.take(need, m, span{int32(p), int32(c.n)}, c.maxRun)
-				if taken.count > most || taken.count == most && m.peer.used < best.peer.used {
-					best, most = m, taken.count
-				}
-				tries++
-				return most == min(c.maxRun, need.count) && best.peer.used < 2 || tries == sampleMembers
-			case relays:
-				if relaysSeen++; relay == nil || relaysSeen <= sampleMembers && m.peer.used < relay.peer.used {
-					relay = m
-				}
-			}
-			return false
-		})
-		if best != nil && relay != nil && p >= 0 && best.peer.used >= t.opt.Width && relay.peer.used < best.peer.used {
-			return nil
-		}
-		return best
-	}
-	for _, name := range near(w.m.peer, w.bulk()) {
-		if name.level == seeding && relay != nil {
-			break
-		}
-		if best := look(name); best != nil {
-			return best
-		}
-	}
-	return relay
-}
-
-// near returns the names of the rings where p looks for a source, the nearest
-// first and those of seeds last.
-func near(p *peer, bulk bool) []ringName {
-	names := make([]ringName, 0, 16)
-	for level := inRack; level <= seeding; level++ {
-		name := ""
-		switch level {
-		case inRack:
-			name = p.rack
-		case inZone:
-			name = p.zone
-		}
-		if name == "" && level <= inZone {
-			continue
-		}
-		names = append(names, ringName{level, true, true, name}, ringName{level, false, true, name})
-		if !bulk {
-			names = append(names, ringName{level, true, false, name}, ringName{level, false, false, name})
-		}
-	}
-	return names
-}
-
-// second returns another holder of what x brings, or nil.
-func (t *Tracker) second(w *want, x *transfer) *member {
-	c := x.to.c
-	if w.prio > 1 {
-		return nil
-	}
-	var found *member
-	for _, name := range near(w.m.peer, false) {
-		tries := 0
-		t.scan(c.rings[name], func(m *member) bool {
-			if m != x.from && m != x.to && !x.to.avoids(m.peer) && c.holdsAll(m, &x.pieces) {
-				found = m
-			}
-			tries++
-			return found != nil || tries == sampleMembers
-		})
-		if found != nil {
-			return found
-		}
-	}
-	return nil
-}
-
-// holdsAll reports whether m has pieces, and their digests are known.
-func (c *content) holdsAll(m *member, pieces *set) bool {
-	for lo := pieces.next(0); lo < c.n; {
-		hi := pieces.gap(lo)
-		if m.have.gap(lo) < hi || c.summed.gap(lo) < hi {
-			return false
-		}
-		lo = pieces.next(hi)
-	}
-	return true
 }

@@ -27,7 +27,7 @@ func (c *content) reservedUntil(p int, asker *peer) int {
 func (t *Tracker) lease(w *want, need *set) bool {
 	c, from := w.m.c, 0
 	if w.bulk() {
-		if c.bulk >= t.opt.BulkWidth {
+		if !t.mayLeaseBulk(c) {
 			return false
 		}
 		from = w.m.start
@@ -98,7 +98,50 @@ func (t *Tracker) leaseAt(w *want, need *set, p int) bool {
 		}
 	}
 	t.begin(w, to, nil, pieces)
+	if w.bulk() && to.peer != w.m.peer && c.full == 0 {
+		pieces.each(func(lo, hi int) {
+			for p := lo; p < hi; p++ {
+				c.hoard.put(p, p+1, c.avail[p] == 1)
+			}
+		})
+	}
 	return true
+}
+
+// mayLeaseBulk reports whether more of c may be read from the origin where
+// nobody is blocked. If not, those who wait are looked at again when it may.
+func (t *Tracker) mayLeaseBulk(c *content) bool {
+	if c.bulk >= t.opt.BulkWidth {
+		return false
+	}
+	if !t.hoarded(c) {
+		return true
+	}
+	if !c.hoarding {
+		c.hoarding = true
+		t.hoards = append(t.hoards, c)
+	}
+	return false
+}
+
+// hoarded reports whether seeds are to pass on what they have read for others
+// before they read more: it dies with them. Those who pass on nothing read on.
+func (t *Tracker) hoarded(c *content) bool {
+	return c.feeding > 0 && c.hoard.count > 2*t.opt.BulkWidth*c.bulkRun
+}
+
+// spent has those looked at again who were leased nothing because too much was
+// hoarded, and reports whether there are any.
+func (t *Tracker) spent() bool {
+	for i, c := range t.hoards {
+		if c.hungryAt < 0 || !t.hoarded(c) {
+			t.hoards = slices.Delete(t.hoards, i, i+1)
+			c.hoarding = false
+			t.retry(c)
+			return true
+		}
+	}
+	return false
 }
 
 // mayLease reports whether m may read the origin for asker.

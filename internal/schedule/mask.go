@@ -19,6 +19,17 @@ func (c *content) maskOf(s *set) (k mask) {
 	return k
 }
 
+// maskWithin returns the blocks of c that have pieces of in.
+func (c *content) maskWithin(in span) (k mask) {
+	if in == c.everything() {
+		return mask{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
+	}
+	for b := int(in.lo) / c.grain; b <= (int(in.hi)-1)/c.grain; b++ {
+		k[b/64] |= 1 << (b % 64)
+	}
+	return k
+}
+
 // update has k right again after changes of s between lo and hi.
 func (c *content) update(k *mask, s *set, lo, hi int) {
 	for b := lo / c.grain; b <= (hi-1)/c.grain; b++ {
@@ -43,6 +54,13 @@ func (w *want) mark(pieces *set) {
 
 func (k mask) meets(o mask) bool {
 	return k[0]&o[0]|k[1]&o[1]|k[2]&o[2]|k[3]&o[3] != 0
+}
+
+func (k mask) and(o mask) mask {
+	for i := range k {
+		k[i] &= o[i]
+	}
+	return k
 }
 
 func (k mask) or(o mask) mask {

@@ -17,7 +17,7 @@ func (t *Tracker) open(name string, shape Shape) *content {
 	}
 	c := &content{name: name, shape: shape, n: n, members: map[*peer]*member{}, dropped: map[PeerID]bool{},
 		all: newSet(n), avail: make([]uint32, n), dark: newBitmap(n), leased: newBitmap(n), summed: newBitmap(n),
-		bySeed: newBitmap(n), silent: newBitmap(n), rings: map[ringName]*ring{}, hungryAt: -1}
+		bySeed: newBitmap(n), hoard: newBitmap(n), silent: newBitmap(n), rings: map[ringName]*ring{}, hungryAt: -1}
 	c.maxRun, c.bulkRun, c.extent = t.opt.runs(shape)
 	c.hops = hopsOf(c.bulkRun)
 	c.all.add(0, n)
@@ -73,6 +73,7 @@ func (t *Tracker) tidy(m *member) {
 // remove forgets m, which has nothing and does nothing.
 func (t *Tracker) remove(m *member) {
 	c, p := m.c, m.peer
+	m.gone = true
 	t.unlist(m)
 	t.takeBack(m)
 	last := p.members[len(p.members)-1]
@@ -116,14 +117,24 @@ func (m *member) count(lo, hi, by int) {
 		return
 	}
 	c := m.c
-	for p := lo; p < hi; p++ {
-		was := c.avail[p]
-		c.avail[p] = uint32(int(was) + by)
-		switch {
-		case was == 0:
-			c.dark.put(p, p+1, false)
-		case c.avail[p] == 0:
-			c.dark.put(p, p+1, true)
+	if by > 0 {
+		for p := lo; p < hi; p++ {
+			if c.avail[p]++; c.avail[p] == 1 {
+				c.dark.put(p, p+1, false)
+			}
+		}
+	} else {
+		for p := lo; p < hi; p++ {
+			if c.avail[p]--; c.avail[p] == 0 {
+				c.dark.put(p, p+1, true)
+			}
+		}
+	}
+	if c.hoard.count > 0 {
+		for p := c.hoard.next(lo); p < hi; p = c.hoard.next(p + 1) {
+			if c.avail[p] != 1 {
+				c.hoard.put(p, p+1, false)
+			}
 		}
 	}
 }
@@ -162,7 +173,7 @@ func (t *Tracker) unmute(m *member) {
 	m.muted = false
 	m.countAll(1)
 	t.list(m)
-	t.wakeMember(m, false)
+	t.wakeMember(m, m.c.everything(), false)
 }
 
 // gain notes that m has got, of which moved is what it was being sent. Those

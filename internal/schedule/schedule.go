@@ -29,7 +29,8 @@
 //     blob again.
 //   - A want that waits has no source: whoever could serve it has no free
 //     slot, or the origin has just failed, or, where nobody is blocked,
-//     Options.BulkWidth runs are being read from the origin.
+//     Options.BulkWidth runs are being read from the origin, or seeds that are
+//     passing pieces on have twice as many runs read that nobody else has.
 //
 // Every want is answered in the end, as long as somebody can read the origin
 // and peers that hold what others want send it, say that they do not, or let

@@ -63,17 +63,19 @@ func (s *set) scan(p int, flip uint64) int {
 }
 
 // search returns the index of the first run that ends after p.
-func (s *set) search(p int) int {
-	// Halving without a branch to guess: most of a Tracker's time goes by here.
-	at, n := 0, len(s.runs)
+func (s *set) search(p int) int { return searchRuns(s.runs, p) }
+
+func searchRuns(runs []span, p int) int {
+	// Halving without a branch to guess: much of a Tracker's time goes by here.
+	at, n := 0, len(runs)
 	for n > 1 {
 		half := n / 2
-		if int(s.runs[at+half-1].hi) <= p {
+		if int(runs[at+half-1].hi) <= p {
 			at += half
 		}
 		n -= half
 	}
-	if n == 1 && int(s.runs[at].hi) <= p {
+	if n == 1 && int(runs[at].hi) <= p {
 		at++
 	}
 	return at
@@ -176,6 +178,12 @@ func (s *set) addRuns(runs []Run) {
 
 // each calls f with the runs of the set in order. f must not change it.
 func (s *set) each(f func(lo, hi int)) {
+	if s.bits == nil {
+		for _, r := range s.runs {
+			f(int(r.lo), int(r.hi))
+		}
+		return
+	}
 	for lo := s.next(0); lo < s.n; {
 		hi := s.gap(lo)
 		f(lo, hi)
@@ -188,8 +196,14 @@ func (s *set) addSet(other *set) { other.each(s.add) }
 
 // removeSet takes what is in other, another set, out of the set.
 func (s *set) removeSet(other *set) {
-	if s.count > 0 {
-		other.each(s.remove)
+	if s.count == 0 || other.count == 0 {
+		return
+	}
+	// Mostly one of them is small and the other is not.
+	for p := common(s, other, 0); p < s.n; {
+		end := min(s.gap(p), other.gap(p))
+		s.remove(p, end)
+		p = common(s, other, end)
 	}
 }
 
@@ -211,16 +225,61 @@ func (s *set) list() []Run {
 	return out
 }
 
+// hull returns the shortest span that has the whole set in it.
+func (s *set) hull() span {
+	lo := s.next(0)
+	hi := lo
+	if s.bits == nil && len(s.runs) > 0 {
+		hi = int(s.runs[len(s.runs)-1].hi)
+	} else if s.bits != nil {
+		hi = s.n
+	}
+	return span{int32(lo), int32(hi)}
+}
+
 // common returns the first piece from p on that is in both sets, or n.
-func common(a, b *set, p int) int {
-	for {
-		p = a.next(p)
-		q := b.next(p)
-		if q == p || q >= b.n {
+func common(a, b *set, p int) int { return commonWithin(a, b, p, a.n) }
+
+// commonWithin returns the first piece from p on that is in both sets, or n if
+// there is none before end.
+func commonWithin(a, b *set, p, end int) int {
+	i, j := cursor{set: a}, cursor{set: b}
+	for p < end {
+		p = i.next(p)
+		q := j.next(p)
+		if q == p && q < end {
 			return q
 		}
 		p = q
 	}
+	return a.n
+}
+
+// cursor goes through a set, from one piece to a later one.
+type cursor struct {
+	set *set
+	at  int // all runs before this one are passed
+}
+
+// next returns the first piece in the set from p on, or n. p must not be less
+// than at the last call.
+func (k *cursor) next(p int) int {
+	s := k.set
+	if s.bits != nil {
+		return s.scan(p, 0)
+	}
+	// Members' sets are alike, so it is mostly one of the next runs.
+	step := 1
+	for k.at+step < len(s.runs) && int(s.runs[k.at+step-1].hi) <= p {
+		k.at += step
+		step *= 2
+	}
+	end := min(k.at+step, len(s.runs))
+	k.at += searchRuns(s.runs[k.at:end], p)
+	if k.at == len(s.runs) {
+		return s.n
+	}
+	return max(p, int(s.runs[k.at].lo))
 }
 
 // cut returns the pieces of r that a blob of n pieces has.

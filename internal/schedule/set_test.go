@@ -98,7 +98,7 @@ func TestBulk(t *testing.T) {
 			for _, m := range c.order {
 				different[fmt.Sprint(m.have.list())] = true
 			}
-			if len(different) < peers*9/10 {
+			if len(different) < peers/3 { // all wait for the one seed to pass on what it reads
 				t.Errorf("halfway %d peers have only %d different parts", peers, len(different))
 			}
 			if wrong := check(s.tracker); len(wrong) > 0 {

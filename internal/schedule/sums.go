@@ -34,7 +34,7 @@ func (t *Tracker) learn(m *member, s PieceSum, over bool) (ok bool) {
 		c.silent.put(p, p+1, false)
 		for _, o := range c.order {
 			if o.have.has(p) {
-				t.wakeMember(o, false)
+				t.wakeMember(o, c.everything(), false)
 			}
 		}
 	}

@@ -29,8 +29,10 @@ type Tracker struct {
 	dirty   []*want
 	retries []*content
 	wakes   []wake
-	idle    []*member // maybe
-	waiting []*want   // maybe
+	idle    []*member  // maybe
+	hoards  []*content // for which something is not leased although it could be
+	useful  set        // what find looks for
+	waiting []*want    // maybe
 	out     []Action
 }
 
@@ -58,6 +60,8 @@ func (t *Tracker) Step(event Event, now time.Time) []Action {
 type peer struct {
 	PeerJoined
 	rack, zone string // what rings are named by, empty if unknown
+
+	near, nearBulk []ringName // see nearest; nil until they are asked for
 
 	used, other int       // slots that are taken: by us, by others
 	busyUntil   time.Time // zero unless it said that it is busy; a Tick clears it
@@ -115,13 +119,23 @@ type content struct {
 	fulls   int
 	wanted  tally
 
+	recent recents
+	turn   uint32 // of the last that was remembered
+
+	// What seeds read for others, nobody being blocked, and nobody else has or is
+	// being sent; how many transfers seeds serve of it; and whether somebody was
+	// leased nothing because of that.
+	hoard    bitmap
+	feeding  int
+	hoarding bool
+
 	bulk     int // leases for which nobody is blocked
 	avoiders int // how many avoidances its members have
 	rings    map[ringName]*ring
-	queue    [3]list.List // wants that wait, by want.line, oldest first
-	late     int          // how many wants of the last line are demands
-	hungryAt int          // index in Tracker.hungry, or -1
-	retrying bool         // in Tracker.retries
+	queue    [3]line // wants that wait, by want.line
+	late     int     // how many wants of the last line are demands
+	hungryAt int     // index in Tracker.hungry, or -1
+	retrying bool    // in Tracker.retries
 }
 
 // reservation says who is to be leased pieces next.
@@ -138,6 +152,7 @@ type member struct {
 	start       int  // where it begins with what nobody is blocked on
 	have        *set // &c.all if everything
 	muted       bool // not a source: dropped, about to leave, or without slots
+	gone        bool // it has been forgotten
 
 	listed, aside bool
 	level         [3]ringName // where it is listed
@@ -194,10 +209,12 @@ type want struct {
 	parts    []Part // granted in this step and not told yet
 	why      Why    // what the peer was last told, or empty
 	late     bool   // its peer forgot what it was granted, and has got nothing since
-	queued   *list.Element
+	queued   bool
+	pos      int  // where in its line
 	line     int  // in which line it waits or waited
 	shown    mask // what content.wanted counts of it
 	dirty    bool
+	search   bool // a source may be there that was not when it was looked at last
 	finished bool
 }
 
@@ -225,6 +242,8 @@ func (w *want) place() int {
 // peer has a free slot.
 type wake struct {
 	m      *member
+	in     span // among which m's new pieces are
+	calm   bool // only those that nobody is blocked on
 	urgent bool // only those that somebody is blocked on
 	p      *peer
 }
@@ -253,16 +272,24 @@ func (t *Tracker) settle() {
 			})
 			for _, w := range batch {
 				w.dirty = false
-				t.serve(w)
+				t.serve(w, w.search)
+				w.search = false
 			}
-		default:
+		case !t.spent():
 			return
 		}
 	}
 }
 
-// touch has w looked at again in this step.
+// touch has w looked at again in this step, and a source looked for.
 func (t *Tracker) touch(w *want) {
+	w.search = true
+	t.settleFor(w)
+}
+
+// settleFor has it concluded in this step how w stands now. One that waits has
+// no source, and gets none by needing less or by having less under way.
+func (t *Tracker) settleFor(w *want) {
 	if !w.dirty && !w.finished {
 		w.dirty = true
 		t.dirty = append(t.dirty, w)
@@ -281,11 +308,11 @@ func (t *Tracker) retry(c *content) {
 // retryAll leases to waiting wants what can be leased.
 func (t *Tracker) retryAll(c *content) {
 	for line := range c.queue {
-		t.each(c, line, func(w *want) bool {
+		t.each(c, line, mask{}, func(w *want) bool {
 			if c.avoiders == 0 && c.leasable(0) == c.n {
 				return false
 			}
-			if w.bulk() && c.bulk >= t.opt.BulkWidth {
+			if w.bulk() && !t.mayLeaseBulk(c) {
 				return c.late > 0 // those are no bulk
 			}
 			for w.active < t.width(w) && t.lease(w, &w.need) {
@@ -300,8 +327,9 @@ func (t *Tracker) retryAll(c *content) {
 func (t *Tracker) wakeUp(w wake) {
 	if w.m != nil {
 		for line := range w.m.c.queue {
-			if !w.urgent || line == int(blob.Demand) || line == int(blob.Background) && w.m.c.late > 0 {
-				t.offer(w.m, line)
+			hasty := line == int(blob.Demand) || line == int(blob.Background) && w.m.c.late > 0
+			if hasty && !w.calm || !w.urgent && line != int(blob.Demand) {
+				t.offer(w.m, line, w.in)
 			}
 		}
 		return
@@ -331,7 +359,7 @@ func (t *Tracker) wakeUp(w wake) {
 	}
 	for line := range 3 {
 		for _, m := range members {
-			t.offer(m, line)
+			t.offer(m, line, m.c.everything())
 		}
 	}
 }
@@ -341,82 +369,13 @@ func (t *Tracker) wakePeer(p *peer) {
 	t.wakes = append(t.wakes, wake{p: p})
 }
 
-// wakeMember has those served who wait for pieces that m offers now.
-func (t *Tracker) wakeMember(m *member, urgent bool) {
-	if m.c.hungryAt >= 0 && (!urgent || m.c.queue[blob.Demand].Len()+m.c.late > 0) {
-		t.wakes = append(t.wakes, wake{m: m, urgent: urgent})
+// wakeMember has those served who wait for pieces that m offers now and did
+// not until now. They are among those in in.
+func (t *Tracker) wakeMember(m *member, in span, urgent bool) {
+	if m.c.hungryAt >= 0 && (!urgent || m.c.queue[blob.Demand].live+m.c.late > 0) {
+		t.wakes = append(t.wakes, wake{m: m, in: in, urgent: urgent})
 	}
 }
 
-// offer gives wants that wait in a line what m has, as long as it has free
-// slots.
-func (t *Tracker) offer(m *member, line int) {
-	c := m.c
-	if m.muted || c.members[m.peer] != m {
-		return
-	}
-	known := line != int(blob.Demand) && c.late == 0 && !m.isFull()
-	if known && !c.wanted.some.meets(m.shown) {
-		return
-	}
-	t.each(c, line, func(w *want) bool {
-		if m.peer.free() <= 0 || line != int(blob.Demand) && c.late == 0 && !t.spare(m) {
-			return false
-		}
-		if !known || w.shown.meets(m.shown) {
-			t.pair(w, m)
-		}
-		return true
-	})
-}
-
-// each calls f with the wants of c that wait in that line, the old ones first, until it returns false. f may take that want out of the queue and
-// put it back, and no other.
-func (t *Tracker) each(c *content, line int, f func(*want) bool) {
-	q := &c.queue[line]
-	last := q.Back() // what f puts in is not for this time
-	for e := q.Front(); e != nil; {
-		next, end := e.Next(), e == last
-		if w, ok := e.Value.(*want); ok && !f(w) || end {
-			return
-		}
-		e = next
-	}
-}
-
-// enqueue puts w among those who wait if there is something to wait for, and
-// takes it from among them if not.
-func (t *Tracker) enqueue(w *want) {
-	c := w.m.c
-	waits := !w.finished && w.need.count > 0 && w.active < t.width(w) && !w.m.peer.leaving
-	line := w.place()
-	if w.queued != nil && (!waits || w.line != line) {
-		c.queue[w.line].Remove(w.queued)
-		w.queued = nil
-		if !w.bulk() && w.line > 0 {
-			c.late--
-		}
-	}
-	if waits && w.queued == nil {
-		w.queued, w.line = c.queue[line].PushBack(w), line
-		if !w.bulk() && line > 0 {
-			c.late++
-		}
-	}
-	var shown mask
-	if waits && line != int(blob.Demand) {
-		shown = w.mask
-	}
-	c.wanted.change(&w.shown, shown)
-	waiting := c.queue[0].Len() + c.queue[1].Len() + c.queue[2].Len()
-	switch {
-	case waiting > 0 && c.hungryAt < 0:
-		c.hungryAt = len(t.hungry)
-		t.hungry = append(t.hungry, c)
-	case waiting == 0 && c.hungryAt >= 0:
-		last := t.hungry[len(t.hungry)-1]
-		t.hungry[c.hungryAt], last.hungryAt = last, c.hungryAt
-		t.hungry = t.hungry[:len(t.hungry)-1]
-		c.hungryAt = -1
-	}
-}
+// everything returns the span of all pieces.
+func (c *content) everything() span { return span{0, int32(c.n)} }

@@ -26,6 +26,7 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 	a.in = append(a.in, x)
 	a.receiving.addSet(&pieces)
 	pieces.each(func(lo, hi int) { to.count(lo, hi, 1) })
+	c.remember(to, &pieces)
 	if from == nil {
 		t.beginLease(w, x, &part)
 	} else {
@@ -42,7 +43,7 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 		} else if common(&o.need, &pieces, 0) < c.n || common(&o.window, &pieces, 0) < c.n {
 			o.lack(&pieces)
 			o.window.removeSet(&pieces)
-			t.touch(o)
+			t.settleFor(o)
 		}
 	}
 	if w.m == to {
@@ -53,7 +54,7 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 		t.emit(Grant{To: to.peer.ID, Blob: c.name, Shape: c.shape, Origin: w.origin, Priority: w.prio, Parts: []Part{part}})
 	}
 	t.list(to)
-	t.wakeMember(to, !near)
+	t.wakeMember(to, pieces.hull(), !near)
 }
 
 func (t *Tracker) beginLease(w *want, x *transfer, part *Part) {
@@ -88,6 +89,9 @@ func (t *Tracker) beginFrom(w *want, x *transfer, part *Part) {
 	if w.bulk() {
 		x.bulk = true
 		x.from.bulkOut++
+		if x.from.peer.Seed {
+			x.to.c.feeding++
+		}
 	}
 	part.Sources = []Source{{x.from.peer.ID, x.from.peer.Addr}}
 	if second := t.second(w, x); second != nil {
@@ -121,18 +125,37 @@ func (t *Tracker) end(x *transfer) {
 		last := out.out[len(out.out)-1]
 		out.out[x.outAt], last.outAt = last, x.outAt
 		out.out = slices.Delete(out.out, len(out.out)-1, len(out.out))
-		x.from.peer.used--
-		if x.bulk {
-			x.from.bulkOut--
-			t.list(x.from)
-		}
-		t.wakePeer(x.from.peer)
+		t.release(x)
 		t.mayIdle(x.from)
 	}
 	if x.want != nil {
 		x.want.active--
-		t.touch(x.want)
+		if !x.want.queued {
+			t.touch(x.want)
+		} else {
+			t.settleFor(x.want)
+		}
 		t.finishDone(x.want)
+	}
+}
+
+// release frees the slot that x had, and wakes those who could not have it.
+func (t *Tracker) release(x *transfer) {
+	m, p := x.from, x.from.peer
+	free, spare := p.free() > 0, t.spare(m)
+	p.used--
+	if x.bulk {
+		m.bulkOut--
+		if p.Seed {
+			m.c.feeding--
+		}
+		t.list(m)
+	}
+	switch {
+	case !free:
+		t.wakePeer(p)
+	case !spare && t.spare(m):
+		t.wakes = append(t.wakes, wake{m: m, in: m.c.everything(), calm: true})
 	}
 }
 
@@ -226,9 +249,12 @@ func (t *Tracker) arrive(m *member, got *set) {
 		}
 	}
 	m.gain(got, &moved)
+	if moved.count < got.count && !m.isFull() {
+		c.remember(m, got)
+	}
 	t.hush(m, got)
 	t.list(m)
-	t.wakeMember(m, false)
+	t.wakeMember(m, got.hull(), false)
 	t.mayIdle(m)
 }
 
@@ -239,11 +265,11 @@ func (t *Tracker) answer(m *member, got *set) {
 			w.pieces.removeSet(got)
 			if w.late {
 				w.late = false
-				t.touch(w)
+				t.settleFor(w)
 			}
 			if common(&w.need, got, 0) < m.c.n {
 				w.lack(got)
-				t.touch(w)
+				t.settleFor(w)
 			}
 		}
 		w.window.removeSet(got)
@@ -279,6 +305,9 @@ func (t *Tracker) finishDone(w *want) {
 // finish forgets w.
 func (t *Tracker) finish(w *want) {
 	w.finished = true
+	if w.pieces.count > 0 {
+		w.m.c.hoard.put(0, w.m.c.n, false) // maybe nobody wants it any more
+	}
 	delete(w.m.peer.wants, w.id)
 	a := w.m.act
 	i := slices.Index(a.wants, w)

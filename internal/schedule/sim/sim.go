@@ -46,7 +46,7 @@ const (
 	Churn Run = "churn"
 	// Kraken has 2,600 peers fetch 3 GB, every link 300 MB/s.
 	Kraken Run = "kraken"
-	// Lazy has 1,000 peers start one image of 512 MiB.
+	// Lazy has N peers start one image of 512 MiB.
 	Lazy Run = "lazy"
 	// Cost measures the scheduler's core alone.
 	Cost Run = "cost"
@@ -97,8 +97,8 @@ func (r Run) step(peers int) string {
 type Config struct {
 	// Runs are the experiments; none means all.
 	Runs []Run
-	// Peers are the sizes of Makespan and Cost; none means 10, 100, 1,000 and
-	// 10,000.
+	// Peers are the sizes of Makespan, Lazy and Cost; none means 10, 100, 1,000
+	// and 10,000, and 1,000 of Lazy.
 	Peers []int
 	// Seed is what chance begins with.
 	Seed uint64
@@ -121,19 +121,12 @@ func Simulate(ctx context.Context, cfg Config) (Report, error) {
 	if len(cfg.Runs) == 0 {
 		cfg.Runs = Runs()
 	}
-	if len(cfg.Peers) == 0 {
-		cfg.Peers = []int{10, 100, 1000, 10000}
-	}
 	if cfg.UploadSlots <= 0 {
 		cfg.UploadSlots = 64
 	}
 	report := Report{Seed: cfg.Seed}
 	for _, run := range cfg.Runs {
-		sizes := []int{0}
-		if run == Makespan || run == Cost {
-			sizes = cfg.Peers
-		}
-		for _, peers := range sizes {
+		for _, peers := range cfg.sizes(run) {
 			if cfg.Report != nil {
 				cfg.Report(run.step(peers))
 			}
@@ -146,6 +139,20 @@ func Simulate(ctx context.Context, cfg Config) (Report, error) {
 		}
 	}
 	return report, nil
+}
+
+// sizes returns how many peers an experiment has, each time; 0 stands for as
+// many as it always has.
+func (c Config) sizes(run Run) []int {
+	switch {
+	case run != Makespan && run != Lazy && run != Cost:
+		return []int{0}
+	case len(c.Peers) > 0:
+		return c.Peers
+	case run == Lazy:
+		return []int{1000}
+	}
+	return []int{10, 100, 1000, 10000}
 }
 
 // gigabit is 1 Gbit/s in bytes per second.
@@ -173,7 +180,7 @@ func (c Config) one(ctx context.Context, run Run, peers int) (Row, error) {
 		return runBulk(ctx, bulk{settings: s, peers: 2600, seeds: 5, link: l})
 	case Lazy:
 		s.size, s.originLatency = 512<<20, 10*time.Millisecond
-		return runLazy(ctx, lazy{settings: s, peers: 1000, seeds: 2, link: l, reads: 300, spread: 10 * time.Second, think: 20 * time.Millisecond})
+		return runLazy(ctx, lazy{settings: s, peers: peers, seeds: 2, link: l, reads: 300, spread: 10 * time.Second, think: 20 * time.Millisecond})
 	case Cost:
 		return runCost(ctx, peers, s)
 	}

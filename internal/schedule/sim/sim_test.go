@@ -123,6 +123,26 @@ func TestChurn(t *testing.T) {
 	}
 }
 
+// TestSeedDies: what a seed has read and not passed on is read again when it
+// dies. That is little of a small blob too, wherever the bottleneck is.
+func TestSeedDies(t *testing.T) {
+	for _, faster := range []float64{1, 5} {
+		for _, dies := range []time.Duration{500 * time.Millisecond, 1250 * time.Millisecond, 2 * time.Second} {
+			s := small()
+			slow := link{lan.up / 5, lan.down / 5, 64}
+			s.originRate = slow.up * faster
+			r, err := runBulk(t.Context(), bulk{settings: s, peers: 8, seeds: 2, link: slow, seedDies: dies})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("origin %v times as fast, dies after %v: egress %.4f, %.3f of the discrete bound", faster, dies, r.Egress, r.OverDiscrete)
+			if r.Egress <= 1 || r.Egress > 1.04 {
+				t.Errorf("origin %v times as fast, dies after %v: egress %v", faster, dies, r.Egress)
+			}
+		}
+	}
+}
+
 func TestLazy(t *testing.T) {
 	l := lazy{settings: small(), peers: 50, seeds: 2, link: lan, reads: 40, spread: 2 * time.Second, think: 20 * time.Millisecond}
 	r, err := runLazy(t.Context(), l)
@@ -433,6 +453,30 @@ func TestWithout(t *testing.T) {
 		[]schedule.Run{{First: 2, Count: 3}, {First: 8, Count: 14}, {First: 24, Count: 9}})
 	if want := []schedule.Run{{First: 0, Count: 2}, {First: 5, Count: 3}, {First: 22, Count: 2}}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for run, want := range map[Run][]int{Makespan: {10, 100, 1000, 10000}, Lazy: {1000}, Kraken: {0}} {
+		if got := (Config{}).sizes(run); !slices.Equal(got, want) {
+			t.Errorf("%s has %v by itself, want %v", run, got, want)
+		}
+	}
+	for run, want := range map[Run][]int{Lazy: {3, 4}, Cost: {3, 4}, Churn: {0}} {
+		if got := (Config{Peers: []int{3, 4}}).sizes(run); !slices.Equal(got, want) {
+			t.Errorf("%s of 3 and 4 has %v, want %v", run, got, want)
+		}
+	}
+}
+
+func BenchmarkLazy(b *testing.B) {
+	for b.Loop() {
+		row, err := Config{Seed: 1, UploadSlots: 64}.one(b.Context(), Lazy, 200)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(1000*row.Wait.P99, "p99-ms")
+		b.ReportMetric(row.DecisionsPerSecond, "decisions/s")
 	}
 }
 

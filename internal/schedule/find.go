@@ -1,0 +1,273 @@
+package schedule
+
+// search is how a source is looked for: of those that have a free slot the
+// nearest that has what is looked for, or the nearest that is being sent it, or
+// a seed.
+type search struct {
+	t      *Tracker
+	w      *want
+	need   *set // what of it those may have who have everything
+	some   *set // and what the others
+	in     span // which pieces
+	single bool // in is the piece that somebody is blocked on
+	wanted mask // where members of use have something, if masked
+	masked bool
+
+	relay  *member
+	relays int // how many were seen
+}
+
+// firstFits is how many members of a ring are looked at before it is thought
+// about who may be of use.
+const firstFits = 16
+
+// anyFits is how many of them if any piece will do: each takes longer then.
+const anyFits = 2
+
+// find returns who is to send w's peer piece p, or any of need if that is -1:
+// of those that have a free slot the nearest that has the piece, or the
+// nearest that is being sent it, or a seed.
+func (t *Tracker) find(w *want, need *set, p int) *member {
+	c := w.m.c
+	s := &search{t: t, w: w, need: need, some: need, in: c.everything()}
+	if p >= 0 {
+		if c.full == 0 && c.avail[p] == 0 {
+			return nil
+		}
+		s.single, s.in = true, span{int32(p), int32(p) + 1}
+		return s.piece(p)
+	}
+	// Quickly now if nobody can be of use: of those who wait most are alike.
+	if w.bulk() {
+		s.masked = true
+		if s.wanted = w.mask; need != &w.need {
+			s.wanted = c.maskOf(need)
+		}
+		if c.fulls == 0 && !c.offered.some.meets(s.wanted) {
+			return nil
+		}
+	}
+	return s.any()
+}
+
+// piece looks for one piece.
+func (s *search) piece(p int) *member {
+	c := s.w.m.c
+	some, all := s.recent(p)
+	if m := s.near(some, firstFits); m != nil || all {
+		return m
+	}
+	return s.near(nil, len(c.order)+1)
+}
+
+// recent returns some of those that were remembered, offer p and may be asked,
+// and whether nobody else who has not everything offers it. Different wants get
+// different ones.
+func (s *search) recent(p int) (some []*member, all bool) {
+	offer := uint32(0)
+	list := s.w.m.c.recently(p)
+	for i := range list {
+		if len(some) == sampleMembers {
+			return some, false
+		}
+		m := list[(i+int(s.w.seq%recentMembers))%len(list)].m
+		if m.muted || m.isFull() || !m.offers(p) {
+			continue
+		}
+		offer++
+		if m.listed && m.peer.free() > 0 && !s.w.m.avoids(m.peer) {
+			some = append(some, m)
+		}
+	}
+	return some, offer == s.w.m.c.avail[p]
+}
+
+// any looks for any piece.
+func (s *search) any() *member {
+	c := s.w.m.c
+	if m := s.near(nil, anyFits); m != nil {
+		return m
+	}
+	// What nobody offers who has not everything makes looking long and in vain.
+	useful := &s.t.useful
+	c.lit(s.need, useful)
+	if useful.count == 0 && c.full == 0 {
+		return nil
+	}
+	s.some = useful
+	if s.masked {
+		s.wanted = c.maskOf(useful)
+		if c.fulls == 0 && !c.offered.some.meets(s.wanted) {
+			return nil
+		}
+	}
+	blocks := 0
+	for p := useful.next(0); p < c.n && blocks < recentBlocks; blocks++ {
+		end := int(c.block(p, c.grain).hi)
+		some := make([]*member, 0, recentMembers)
+		for _, r := range c.recently(p) {
+			m := r.m
+			if m.listed && m.peer.free() > 0 && !m.isFull() && !s.w.m.avoids(m.peer) && (!s.w.bulk() || s.t.spare(m)) {
+				some = append(some, m)
+			}
+		}
+		if m := s.near(some, 0); m != nil {
+			return m
+		}
+		p = useful.next(end)
+	}
+	return s.near(nil, len(c.order)+1)
+}
+
+// recentBlocks is in how many blocks those are asked that were remembered.
+const recentBlocks = 4
+
+// near returns the nearest of some and of those in rings, of each of which fits
+// members are looked at. A relay is returned only if none of them has what is
+// looked for.
+func (s *search) near(some []*member, fits int) *member {
+	for _, name := range s.w.m.peer.nearest(s.w.bulk()) {
+		if name.level == seeding && s.relay != nil {
+			break
+		}
+		if best := s.look(name, some, fits); best != nil {
+			return best
+		}
+	}
+	return s.relay
+}
+
+// look returns the best of a ring.
+func (s *search) look(name ringName, some []*member, fits int) *member {
+	t, w, c := s.t, s.w, s.w.m.c
+	need, p := s.some, int(s.in.lo)
+	if name.full {
+		need = s.need
+	}
+	if s.single && !name.full && c.avail[p] == 0 {
+		return nil
+	}
+	var best *member
+	most, tries := 0, 0
+	consider := func(m *member) bool {
+		switch w.fit(need, m, s.in) {
+		case holds:
+			if !s.single {
+				best = m
+				return true
+			}
+			taken := w.take(need, m, span{int32(p), int32(c.n)}, c.maxRun)
+			if taken.count > most || taken.count == most && m.peer.used < best.peer.used {
+				best, most = m, taken.count
+			}
+			tries++
+			return most == min(c.maxRun, need.count) && best.peer.used < 2 || tries == sampleMembers
+		case relays:
+			if s.relays++; s.relay == nil || s.relays <= sampleMembers && m.peer.used < s.relay.peer.used {
+				s.relay = m
+			}
+		}
+		return false
+	}
+	for _, m := range some {
+		if m.level[m.slot(name)] == name && consider(m) {
+			break
+		}
+	}
+	if best == nil && fits > 0 {
+		t.scan(c.rings[name], func(m *member) bool {
+			if s.masked && !name.full && !m.shown.meets(s.wanted) || w.m.avoids(m.peer) {
+				return false
+			}
+			if fits--; fits < 0 {
+				return true
+			}
+			return consider(m)
+		})
+	}
+	if best != nil && s.relay != nil && s.single && best.peer.used >= t.opt.Width && s.relay.peer.used < best.peer.used {
+		return nil
+	}
+	return best
+}
+
+// lit has out be what of pieces is offered by somebody who has not everything.
+func (c *content) lit(pieces, out *set) {
+	*out = set{n: c.n, runs: out.runs[:0]}
+	pieces.each(func(lo, hi int) {
+		for p := c.dark.gap(lo); p < hi; p = c.dark.gap(p) {
+			end := min(hi, c.dark.next(p))
+			out.runs = append(out.runs, span{int32(p), int32(end)})
+			out.count += end - p
+			p = end
+		}
+	})
+}
+
+// nearest returns the names of the rings where p looks for a source, the
+// nearest first and those of seeds last. They are for reading only.
+func (p *peer) nearest(bulk bool) []ringName {
+	if p.near == nil {
+		p.near, p.nearBulk = near(p, false), near(p, true)
+	}
+	if bulk {
+		return p.nearBulk
+	}
+	return p.near
+}
+
+func near(p *peer, bulk bool) []ringName {
+	var names []ringName
+	for level := inRack; level <= seeding; level++ {
+		name := ""
+		switch level {
+		case inRack:
+			name = p.rack
+		case inZone:
+			name = p.zone
+		}
+		if name == "" && level <= inZone {
+			continue
+		}
+		names = append(names, ringName{level, true, true, name}, ringName{level, false, true, name})
+		if !bulk {
+			names = append(names, ringName{level, true, false, name}, ringName{level, false, false, name})
+		}
+	}
+	return names
+}
+
+// second returns another holder of what x brings, or nil.
+func (t *Tracker) second(w *want, x *transfer) *member {
+	c := x.to.c
+	if w.prio > 1 {
+		return nil
+	}
+	var found *member
+	for _, name := range w.m.peer.nearest(false) {
+		tries := 0
+		t.scan(c.rings[name], func(m *member) bool {
+			if m != x.from && m != x.to && !x.to.avoids(m.peer) && c.holdsAll(m, &x.pieces) {
+				found = m
+			}
+			tries++
+			return found != nil || tries == sampleMembers
+		})
+		if found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+// holdsAll reports whether m has pieces, and their digests are known.
+func (c *content) holdsAll(m *member, pieces *set) bool {
+	for lo := pieces.next(0); lo < c.n; {
+		hi := pieces.gap(lo)
+		if m.have.gap(lo) < hi || c.summed.gap(lo) < hi {
+			return false
+		}
+		lo = pieces.next(hi)
+	}
+	return true
+}
