@@ -24,11 +24,20 @@
 // connection, never as if it were complete: the last byte of a whole blob is
 // held back until its digest is right.
 //
-// Headers that clients of other mirrors send. Those below mean something here;
-// all that begin with X-Dragonfly- are taken out of what goes upstream.
+// What is not promised. Registries are believed about what they have: who runs
+// one, and knows the digest of a private blob that this node holds, can have it
+// here, and so can who pushes a manifest that names it to a registry that does
+// not look for what manifests name. Keep the port to those who may know digests.
+// And the client's header is all there is to read with: where a registry sends
+// blobs itself, in place of redirecting to storage, a transfer that takes longer
+// than the client's token lasts is broken off, for the client to go on with.
+//
+// Headers that clients of other mirrors send; none goes upstream.
 //
 //	X-Dragonfly-Registry    which registry
 //	X-Dragonfly-Prefetch    true or false, in place of Config.Prefetch
+//	X-Dragonfly-*           all others mean nothing here: a blob is the same
+//	                        whoever asks, and pieces are of one size
 package mirror
 
 import (
@@ -103,7 +112,9 @@ type Mirror struct {
 	via      string   // how this process signs what it passes on
 	access   *access
 	tags     *tags
+	known    *table[address, destination]
 	kept     *shelf
+	opens    *opens
 	ctx      context.Context // ends with Close
 	stop     context.CancelFunc
 	queue    chan prefetch
@@ -139,7 +150,8 @@ func New(cfg Config) (*Mirror, error) {
 		return max(d, 0)
 	}
 	m.access = newAccess(orDefault(cfg.AuthorizationTTL, 5*time.Minute), orDefault(cfg.AuthorizationGrace, time.Hour))
-	m.tags = newTags()
+	m.opens = newOpens(cfg.Source)
+	m.tags, m.known = newTags(), newTable[address, destination](maxDestinations)
 	var err error
 	if m.kept, err = openShelf(cfg.Dir); err != nil {
 		return nil, err
@@ -159,6 +171,7 @@ func (m *Mirror) Close() error {
 	m.mu.Unlock()
 	m.stop()
 	m.work.Wait()
+	m.opens.close()
 	return nil
 }
 
@@ -241,11 +254,7 @@ func (r *request) route(base *url.URL) error {
 		r.w.Header().Set("Allow", "GET, HEAD")
 		return coded(http.StatusMethodNotAllowed, "UNSUPPORTED", "this is a pull-only mirror; push to %s directly", base.Redacted())
 	}
-	var err error
-	if r.target, err = parseTarget(r.req.URL); err != nil {
-		return err
-	}
-	if r.to, err = r.m.checkUpstream(base, r.target.name); err != nil {
+	if err := r.resolve(base); err != nil {
 		return err
 	}
 	r.authorization = r.req.Header.Get("Authorization")
@@ -258,6 +267,37 @@ func (r *request) route(base *url.URL) error {
 	default:
 		return r.pass("")
 	}
+}
+
+// address is what a request is sent to.
+type address struct{ scheme, host, path, raw string }
+
+// destination is what that means.
+type destination struct {
+	target target
+	to     upstream
+}
+
+// maxDestinations is how many addresses are remembered: readers of parts send
+// hundreds of requests to the same.
+const maxDestinations = 4 << 10
+
+// resolve finds out what the request is sent to.
+func (r *request) resolve(base *url.URL) (err error) {
+	u := r.req.URL
+	a := address{base.Scheme, base.Host, u.Path, u.RawPath}
+	if d, ok := r.m.known.get(a); ok {
+		r.target, r.to = d.target, d.to
+		return nil
+	}
+	if r.target, err = parseTarget(u); err != nil {
+		return err
+	}
+	if r.to, err = r.m.checkUpstream(base, r.target.name); err != nil {
+		return err
+	}
+	r.m.known.put(a, destination{r.target, r.to})
+	return nil
 }
 
 // loops reports whether the request has been here before.

@@ -20,7 +20,6 @@ import (
 
 	"skimmer/internal/blob"
 	"skimmer/internal/blob/blobtest"
-	"skimmer/internal/origin"
 	"skimmer/internal/testkit"
 )
 
@@ -533,5 +532,3 @@ func TestServeUpstream(t *testing.T) {
 		t.Errorf("%d, %d bytes", rec.Code, rec.Body.Len())
 	}
 }
-
-var _ origin.Keychain = nobody{}

@@ -87,7 +87,9 @@ func (p *Peer) openMirror() (err error) {
 
 // mirrored answers requests of the forward proxy for blobs and manifests.
 func (g *gateway) mirrored(w http.ResponseWriter, req *http.Request, base *url.URL) {
-	if err := g.guard.Check(req.Context(), hostPort(base)); err != nil {
+	// A name that cannot be resolved is the mirror's to answer for: it may have
+	// what is asked for.
+	if err := g.guard.Check(req.Context(), hostPort(base)); errors.Is(err, blob.Forbidden) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}

@@ -82,15 +82,19 @@ func (s *swarm) image(repo string) picture {
 	if _, err := convert.Convert(s.t.Context(), src, dst, convert.ConvertOptions{Layer: estargz.BuildOptions{Level: 1}}); err != nil {
 		s.t.Fatal(err)
 	}
-	var m ocispec.Manifest
+	for _, l := range s.manifest(repo).Layers {
+		img.size += l.Size
+	}
+	return img
+}
+
+func (s *swarm) manifest(repo string) (m ocispec.Manifest) {
+	s.t.Helper()
 	p, _ := s.registry.Manifest(repo, "v1")
 	if err := json.Unmarshal(p, &m); err != nil {
 		s.t.Fatal(err)
 	}
-	for _, l := range m.Layers {
-		img.size += l.Size
-	}
-	return img
+	return m
 }
 
 // layer makes a layer of files and notes what is in them.
