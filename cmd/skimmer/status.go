@@ -16,8 +16,8 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what is mounted and pulled and how much of it is here",
-		Long: `Show the running peer: what it fetched from registries, what is mounted, what
-containerd has pulled lazily, and how much of each layer's file data has arrived.
+		Long: `Show the running peer: what it fetched from registries, what its mirror served,
+what is mounted, what containerd has pulled lazily, and how much of each layer's file data has arrived.
 
 Of a peer that exchanges blobs with others it shows its name and address among
 them, its schedulers, how many bytes came from peers and origins and went to
@@ -43,6 +43,12 @@ func printStatus(w io.Writer, s peer.Status) error {
 	fmt.Fprintf(w, "from registries: %s in %d requests, %d retried\n", formatBytes(s.Origin.Bytes), s.Origin.Requests, s.Origin.Retries)
 	if s.Snapshotter != nil {
 		fmt.Fprintf(w, "snapshotter for containerd on %s\n", s.Snapshotter.Socket)
+	}
+	if m := s.Mirror; m != nil {
+		fmt.Fprintf(w, "mirror on %s: %d requests, %s of blobs, %d left to the registry, %d failed\n", m.Address, m.Requests, formatBytes(m.Bytes), m.Fallbacks, m.Failed)
+		if m.Proxied > 0 {
+			fmt.Fprintf(w, "forward proxy: %d requests, %d refused\n", m.Proxied, m.Refused)
+		}
 	}
 	if s.Swarm != nil {
 		if err := printSwarm(w, *s.Swarm); err != nil {

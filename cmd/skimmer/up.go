@@ -261,6 +261,7 @@ func mirrorConfig(cfg config.Proxy) *peer.MirrorConfig {
 		return nil
 	}
 	c := &peer.MirrorConfig{
+		Address:            cfg.Server.Address(),
 		Upstream:           cfg.RegistryMirror.Addr,
 		AuthorizationTTL:   orNever(cfg.AuthorizationTTL),
 		AuthorizationGrace: orNever(cfg.AuthorizationGrace),

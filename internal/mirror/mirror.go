@@ -46,6 +46,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -252,7 +253,7 @@ const maxLogged = 200
 func (r *request) route(base *url.URL) error {
 	if r.req.Method != http.MethodGet && r.req.Method != http.MethodHead {
 		r.w.Header().Set("Allow", "GET, HEAD")
-		return coded(http.StatusMethodNotAllowed, "UNSUPPORTED", "this is a pull-only mirror; push to %s directly", base.Redacted())
+		return coded(http.StatusMethodNotAllowed, "UNSUPPORTED", "this is a pull-only mirror; push to %s directly", strings.TrimPrefix(base.Redacted(), "//"))
 	}
 	if err := r.resolve(base); err != nil {
 		return err

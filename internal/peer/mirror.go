@@ -22,6 +22,8 @@ import (
 // MirrorConfig says how the registry mirror and the forward proxy serve, which
 // share a port.
 type MirrorConfig struct {
+	// Address is where they are served, for Status.
+	Address string
 	// Upstream is the registry of requests that name none.
 	Upstream string
 	// AuthorizationTTL, AuthorizationGrace, Prefetch and PrefetchRate are those
@@ -146,6 +148,36 @@ func (p *Peer) MirrorStats() (*mirror.Stats, *forward.Stats) {
 		return new(mirror.Stats), new(forward.Stats)
 	}
 	return p.gateway.mirror.Stats(), p.gateway.forward.Stats()
+}
+
+// MirrorStatus is what the mirror and the forward proxy did since the peer
+// started.
+type MirrorStatus struct {
+	// Address is the host:port they are served at.
+	Address string `json:"address"`
+	// Requests is those to the mirror, Failed how many of them ended with a
+	// status of 500 or more or broken off.
+	Requests int64 `json:"requests"`
+	Failed   int64 `json:"failed"`
+	// Bytes counts the bytes of blobs that came by this node, Fallbacks the
+	// requests that this node could not answer and the registry did.
+	Bytes     int64 `json:"bytes"`
+	Fallbacks int64 `json:"fallbacks"`
+	// Proxied is requests to the forward proxy, Refused how many of them were not
+	// allowed.
+	Proxied int64 `json:"proxied"`
+	Refused int64 `json:"refused"`
+}
+
+func (p *Peer) mirrorStatus() *MirrorStatus {
+	if p.gateway == nil {
+		return nil
+	}
+	m, f := p.MirrorStats()
+	return &MirrorStatus{
+		Address: p.cfg.Mirror.Address, Requests: m.Requests.Load(), Failed: m.Failed.Load(), Bytes: m.BlobBytes.Load(),
+		Fallbacks: m.Fallbacks.Load(), Proxied: f.Requests.Load(), Refused: f.Refused.Load(),
+	}
 }
 
 func (g *gateway) close() error {

@@ -520,6 +520,8 @@ type Status struct {
 	Snapshotter *SnapshotterStatus `json:"snapshotter,omitempty"`
 	// Swarm is nil where no blobs are exchanged with other nodes.
 	Swarm *SwarmStatus `json:"swarm,omitempty"`
+	// Mirror is nil where there is none.
+	Mirror *MirrorStatus `json:"mirror,omitempty"`
 }
 
 // Status returns the peer's state.
@@ -540,6 +542,7 @@ func (p *Peer) Status(ctx context.Context) (Status, error) {
 			s.Snapshotter.Pulled = append(s.Snapshotter.Pulled, PulledStatus{l.Image, LayerStatus(l.LayerState), l.Mounted})
 		}
 	}
+	s.Mirror = p.mirrorStatus()
 	if p.member != nil {
 		var err error
 		if s.Swarm, err = p.member.status(ctx); err != nil {

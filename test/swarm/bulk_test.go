@@ -56,7 +56,7 @@ func middle(t *testing.T, l formation) (*swarm, thing, *gets) {
 // lost is what may leave the origin again when a node is gone, over the size of
 // these blobs: what it had and not passed on to anybody yet. A seed that reads
 // for all has more of that, as its links carry more in than anybody fetched from
-// it yet: 0 to 18 % in runs on two processors.
+// it yet; the scheduler bounds it to six runs of 256 KiB, and what is on its way.
 const lost, lostSeed = 0.12, 0.15
 
 // TestNodeKilled kills a node midway and starts it again.
