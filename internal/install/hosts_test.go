@@ -138,28 +138,30 @@ func TestHostsDir(t *testing.T) {
 		"2.0.0":      "version = 3\n",
 		"2.1.0 kept": "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n  config_path = '/etc/elsewhere:/etc/docker/certs.d'\n",
 	} {
-		t.Run(version, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "config.toml")
-			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			c := Containerd{Config: path, Address: "/run/s.sock", Version: version, HostsDir: DefaultHostsDir}
-			apply(t, c.Install)
-			want := DefaultHostsDir
-			if strings.Contains(text, "elsewhere") {
-				want = "/etc/elsewhere"
-			}
-			if dir, err := c.FindHostsDir(); err != nil || dir != want {
-				t.Errorf("containerd looks in %s, %v", dir, err)
-			}
-			if again := apply(t, c.Install); !again.Empty() {
-				t.Errorf("installing again changes\n%s", again.Diff())
-			}
-			apply(t, Containerd{Config: path}.Uninstall)
-			if got, err := os.ReadFile(path); err != nil || string(got) != text {
-				t.Errorf("left %v:\n%s", err, got)
-			}
-		})
+		for _, dir := range []string{DefaultHostsDir, "/srv/certs.d"} {
+			t.Run(version+" "+dir, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "config.toml")
+				if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				c := Containerd{Config: path, Address: "/run/s.sock", Version: strings.Fields(version)[0], HostsDir: dir}
+				apply(t, c.Install)
+				want := dir
+				if strings.Contains(text, "elsewhere") {
+					want = "/etc/elsewhere"
+				}
+				if found, err := c.FindHostsDir(); err != nil || found != want {
+					t.Errorf("containerd looks in %s, %v", found, err)
+				}
+				if again := apply(t, c.Install); !again.Empty() {
+					t.Errorf("installing again changes\n%s", again.Diff())
+				}
+				apply(t, Containerd{Config: path}.Uninstall)
+				if got, err := os.ReadFile(path); err != nil || string(got) != text {
+					t.Errorf("left %v:\n%s", err, got)
+				}
+			})
+		}
 	}
 	path := filepath.Join(t.TempDir(), "config.toml")
 	old := "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry.mirrors.'docker.io']\n  endpoint = ['https://m.example']\n"

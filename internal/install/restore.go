@@ -62,6 +62,16 @@ func (d *document) added(or string) string {
 	return or
 }
 
+// ownTable reports whether install wrote the header of a table.
+func (d *document) ownTable(path []string) bool {
+	for i := range d.statements {
+		if s := &d.statements[i]; d.marked(s) && slices.Equal(s.path, path) {
+			return true
+		}
+	}
+	return false
+}
+
 // present reports whether anything in a configuration is about the
 // snapshotter.
 func (c *Containerd) present(content map[string]any) bool {
@@ -87,8 +97,8 @@ func (c *Containerd) restore(text, backup []byte) ([]byte, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if dir, _ := lookup(content, configPath(version)); dir == DefaultHostsDir {
-		c.HostsDir = DefaultHostsDir
+	if dir, ok := lookup(content, configPath(version)); ok && (dir == DefaultHostsDir || d.ownTable(configPath(version)[:3])) {
+		c.HostsDir, _ = dir.(string)
 	}
 	if address, ok := lookup(content, []string{"proxy_plugins", c.Name, "address"}); ok && backup != nil {
 		again := *c
