@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -168,8 +169,21 @@ var errAbsent = blob.Errorf(blob.Unavailable, "no holder listens")
 
 func absent(err error) bool { return errors.Is(err, errAbsent) }
 
-// talk has one conversation. It returns the descriptor that came, or -1.
-func (h *Holder) talk(r request, fd int) (reply, int, error) {
+// talk has a conversation, and another where the holder hung up without an
+// answer: it may have died of it, which the next one finds out, and may not have.
+// It returns the descriptor that came, or -1.
+func (h *Holder) talk(r request, fd int) (answer reply, got int, err error) {
+	for range 3 {
+		if answer, got, err = h.converse(r, fd); !errors.Is(err, io.EOF) {
+			break
+		}
+		h.cfg.Logger.Warn("the descriptor holder hung up without an answer", "socket", h.cfg.Socket, "error", err)
+	}
+	return answer, got, err
+}
+
+// converse has one conversation.
+func (h *Holder) converse(r request, fd int) (reply, int, error) {
 	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: h.cfg.Socket, Net: "unixpacket"})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		return reply{}, -1, errAbsent

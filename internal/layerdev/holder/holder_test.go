@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -389,4 +390,38 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("reply %q becomes %q", p, r.bytes())
 		}
 	})
+}
+
+// A holder that hangs up without an answer is asked again: it may be there, and
+// have what is asked for.
+func TestHungUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	must(t, err)
+	defer ln.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range 2 + 3 {
+			c, err := ln.AcceptUnix()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _, err = receive(c)
+			if i == 1 {
+				err = errors.Join(err, send(c, reply{statusDone, ""}.bytes(), -1))
+			}
+			if err = errors.Join(err, c.Close()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	h := &Holder{Config{Socket: path, Logger: slog.New(slog.DiscardHandler)}}
+	if err := h.Drop("x"); err != nil {
+		t.Errorf("hung up once: %v", err)
+	}
+	if _, err := h.Get("x"); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("hung up for good: %v, want an error that does not say there is none", err)
+	}
+	wg.Wait()
 }
