@@ -47,6 +47,8 @@ is kept below one data directory and needs no configuration;
 Nodes elsewhere can join it, once upload.server.ip and scheduler.server.ip name
 an address they reach; without, both listen on this machine only.
 
+Its registry mirror, which is a forward proxy too, answers on 127.0.0.1:4001.
+
 A stopped node leaves mounts in place. Programs that read what has arrived go
 on; those that read what has not wait until a node runs again.`,
 		Example: `  skimmer up
@@ -63,6 +65,10 @@ func newPeerCommand(a *app) *cobra.Command {
 		Long: `Run the daemon of a node in the foreground: it mounts images lazily, and
 starts containerd's containers from them (see skimmer install containerd).
 /etc/skimmer/peer.yaml is read where it exists; every setting has a default.
+
+It is also a registry mirror and a forward proxy on 127.0.0.1:4001 for clients
+that fetch whole images: skimmer install containerd --registry points containerd
+to it.
 
 With schedulers in its configuration it exchanges blobs with other nodes, so
 that each byte leaves the registry once. A seed peer reads from registries for
@@ -190,6 +196,9 @@ func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) error {
 		return errors.Join(p.Run(ctx, ready), p.Close())
 	}})
 	if addr := cfg.Proxy.Server.Address(); c.Mirror != nil {
+		if ip := cfg.Proxy.Server.IP; !ip.IsLoopback() && cfg.Proxy.Server.BasicAuth.Username == "" {
+			log.Warn("whoever reaches the mirror's port may use this node as a proxy: set proxy.server.basicAuth, or proxy.server.ip to 127.0.0.1", "address", addr)
+		}
 		group.Add(daemon.HTTP("mirror", addr, p.MirrorHandler(), log))
 	}
 	// Where a service before the peer fails, Run of the peer is never called.

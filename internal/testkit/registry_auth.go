@@ -3,6 +3,7 @@ package testkit
 import (
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -114,4 +115,11 @@ func (r *Registry) allowed(scope string, known bool) []string {
 		}
 	}
 	return got
+}
+
+// Tokens returns all tokens that were given out.
+func (r *Registry) Tokens() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.tokens))
 }

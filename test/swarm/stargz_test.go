@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -23,21 +22,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"skimmer/internal/lab"
 	"skimmer/internal/lab/cluster"
 	"skimmer/internal/testkit"
 )
-
-// stockBinary builds the stock stargz snapshotter, which is a module of its own.
-func stockBinary(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "stargz-snapshotter")
-	cmd := exec.Command("go", "build", "-C", "../../bench", "-trimpath", "-o", path, "./stargz-snapshotter")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the stock snapshotter: %v\n%s", err, said)
-	}
-	return path
-}
 
 // startStock starts a stock snapshotter on a node, behind the node's mirror, and
 // returns a client of it. It cannot reach the registry by itself, to which it
@@ -50,14 +38,7 @@ func (s *swarm) startStock(program string, n *cluster.Node) snapshots.Snapshotte
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { os.RemoveAll(dir) })
-	config := fmt.Sprintf(`no_background_fetch = true
-noprefetch = true
-[[resolver.host.%q.mirrors]]
-host = "127.0.0.1:4001"
-insecure = true
-[resolver.host.%q.mirrors.header]
-X-Dragonfly-Registry = ["http://%s"]
-`, s.host, s.host, s.host)
+	config := "no_background_fetch = true\nnoprefetch = true\n" + lab.StargzMirror(s.host, "127.0.0.1:4001")
 	file, socket := filepath.Join(dir, "stargz.toml"), filepath.Join(dir, "s.sock")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -122,7 +103,7 @@ func mountStock(ctx context.Context, sn snapshots.Snapshotter, ref string, layer
 // mirror of its node, and reads the same files on all: each range leaves the
 // origin once.
 func TestStockStargz(t *testing.T) {
-	program := stockBinary(t)
+	program := testkit.BuildStargz(t, "../..")
 	s := newSwarm(t, formation{nodes: 8, rate: 200 * mbit})
 	img := s.image("library/app")
 	layers := s.manifest(img.repo).Layers

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"skimmer/internal/lab"
 )
 
 const (
@@ -57,7 +59,7 @@ func startDaemon(ctx context.Context, cfg Config, d daemonConfig) (*proc, error)
 		cmd = exec.Command(cfg.Stargz, "--root", filepath.Join(d.dir, "root"), "--address", d.socket)
 		if d.mirror != 0 {
 			file := filepath.Join(d.dir, "stargz.toml")
-			if err := os.WriteFile(file, []byte(d.stargzConfig()), 0o644); err != nil {
+			if err := os.WriteFile(file, []byte(lab.StargzMirror(d.registry, fmt.Sprintf("127.0.0.1:%d", d.mirror))), 0o644); err != nil {
 				return nil, err
 			}
 			cmd.Args = append(cmd.Args, "--config", file)
@@ -91,17 +93,6 @@ snapshotter:
   socket: %q
   containerd: %q
 `, filepath.Join(d.dir, "data"), filepath.Join(d.dir, "run"), d.mirror, d.socket, d.containerd)
-}
-
-// stargzConfig returns the stock snapshotter's configuration: the mirror before
-// the registry.
-func (d daemonConfig) stargzConfig() string {
-	return fmt.Sprintf(`[[resolver.host.%q.mirrors]]
-host = "127.0.0.1:%d"
-insecure = true
-[resolver.host.%q.mirrors.header]
-X-Dragonfly-Registry = ["http://%s"]
-`, d.registry, d.mirror, d.registry, d.registry)
 }
 
 func (p *proc) start(ctx context.Context, socket string) error {
