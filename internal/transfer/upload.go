@@ -222,10 +222,11 @@ func (u *upload) copy(f *os.File) error {
 func (u *upload) relay() error {
 	rc, err := u.v.ReadRange(u.ctx, u.r)
 	if err != nil {
-		return err
+		return u.orCut(err)
 	}
 	defer rc.Close()
 	sum, err := u.relayFrom(rc)
+	err = u.orCut(err)
 	_ = u.extend() // for the trailer; where this fails, so does writing it
 	h := u.w.Header()
 	switch {
@@ -234,6 +235,15 @@ func (u *upload) relay() error {
 	case u.begun:
 		h.Set(headerStatus, strconv.Itoa(statusOf[blob.KindOf(err)]))
 		h.Set(headerError, reasonOf(err))
+	}
+	return err
+}
+
+// orCut returns err, or what the client is told where the source failed
+// because Close cut the upload: that others should be asked.
+func (u *upload) orCut(err error) error {
+	if err != nil && u.s.closing.Load() && u.ctx.Err() != nil {
+		return blob.Errorf(blob.Unavailable, "send bytes %v: the peer shuts down", u.r)
 	}
 	return err
 }
