@@ -64,7 +64,7 @@ type Revoke struct {
 }
 
 // Drop tells a peer not to take anything of a blob from a source that sent
-// corrupt bytes.
+// corrupt bytes, to it or to others.
 type Drop struct {
 	To     PeerID
 	Blob   string
@@ -101,7 +101,8 @@ const (
 	// WhyInvalid means that the want makes no sense: a shape that cannot be
 	// or that contradicts, no pieces, a number that is 0 or in use.
 	WhyInvalid Why = "invalid"
-	// WhyTooMany means that the peer has too many wants.
+	// WhyTooMany means that the peer has too many wants or blobs, or that all have
+	// too many blobs.
 	WhyTooMany Why = "too many"
 )
 
@@ -114,7 +115,8 @@ type Parked struct {
 	Why  Why
 }
 
-// Refused says that a want will not be answered.
+// Refused says that a want will not be answered; with Want 0, if it did not ask
+// with that, that nothing is noted of what the peer says about the blob.
 type Refused struct {
 	To   PeerID
 	Blob string

@@ -10,7 +10,7 @@ func (e PeerJoined) apply(t *Tracker) {
 	if t.peers[e.ID] != nil {
 		PeerLeft{e.ID}.apply(t)
 	}
-	p := &peer{PeerJoined: e, wants: map[uint64]*want{}}
+	p := &peer{PeerJoined: e, slots: e.UploadSlots}
 	if p.zone = e.Location.Zone; e.Location.Rack != "" {
 		p.rack = e.Location.Zone + "\x00" + e.Location.Rack
 	}
@@ -65,7 +65,7 @@ func (e PeerLeft) apply(t *Tracker) {
 				t.finish(w)
 			}
 			for _, x := range slices.Clone(a.in) {
-				t.sever(x, &c.all, false)
+				t.sever(x.transfer, &c.all, false)
 			}
 			t.orphan(m, &c.all)
 			c.avoiders -= len(a.avoid)
@@ -84,6 +84,12 @@ func (e Announce) apply(t *Tracker) {
 	}
 	c := t.blobs[e.Blob]
 	if c == nil && len(e.Have) == 0 {
+		return
+	}
+	if !t.admits(p, e.Blob, e.Shape) {
+		if len(e.Have) > 0 {
+			t.emit(Refused{To: e.Peer, Blob: e.Blob, Why: WhyTooMany})
+		}
 		return
 	}
 	if c = t.open(e.Blob, e.Shape); c == nil {
@@ -121,11 +127,11 @@ func (e Want) apply(t *Tracker) {
 	refuse := func(why Why) { t.emit(Refused{To: e.Peer, Blob: e.Blob, Want: e.ID, Why: why}) }
 	pieces := newSet(e.Shape.pieces())
 	pieces.addRuns(e.Runs)
-	if e.ID == 0 || p.wants[e.ID] != nil || pieces.count == 0 {
+	if e.ID == 0 || p.wants.get(e.ID) != nil || pieces.count == 0 {
 		refuse(WhyInvalid)
 		return
 	}
-	if len(p.wants) >= t.opt.MaxWants {
+	if p.wants.len() >= t.opt.MaxWants || !t.admits(p, e.Blob, e.Shape) {
 		refuse(WhyTooMany)
 		return
 	}
@@ -140,7 +146,8 @@ func (e Want) apply(t *Tracker) {
 	lost.each(func(lo, hi int) { t.lose(m, lo, hi) })
 	a := m.busy()
 	t.seq++
-	w := &want{id: e.ID, seq: t.seq, m: m, prio: min(e.Priority, blob.Background), origin: e.Origin,
+	w := t.freeWants.take()
+	*w = want{id: e.ID, seq: t.seq, m: m, prio: min(e.Priority, blob.Background), origin: e.Origin,
 		pieces: pieces, need: pieces.clone(), window: newSet(c.n)}
 	w.need.removeSet(&a.receiving)
 	w.mark(&pieces)
@@ -148,7 +155,7 @@ func (e Want) apply(t *Tracker) {
 	for _, s := range []*set{&pieces, m.have, &a.receiving} {
 		w.window.removeSet(s)
 	}
-	p.wants[w.id] = w
+	p.wants.put(w.id, w)
 	a.wants = append(a.wants, w)
 	t.touch(w)
 }
@@ -161,6 +168,10 @@ func (e Have) apply(t *Tracker) {
 	got := newSet(c.n)
 	got.addRuns(e.Runs)
 	if got.count == 0 {
+		return
+	}
+	if !t.admits(p, e.Blob, c.shape) {
+		t.emit(Refused{To: e.Peer, Blob: e.Blob, Why: WhyTooMany})
 		return
 	}
 	m := t.join(p, c)
@@ -193,7 +204,7 @@ func (e Fail) apply(t *Tracker) {
 	if p == nil || c == nil {
 		return
 	}
-	m := c.members[p]
+	m := c.of(p)
 	if m == nil || m.act == nil {
 		return
 	}
@@ -207,7 +218,7 @@ func (e Fail) apply(t *Tracker) {
 		by := e.Source == "" && x.from == nil ||
 			e.Source != "" && x.from != nil && (x.from.peer.ID == e.Source || len(e.Runs) > 0 && x.second == e.Source)
 		if by && common(&x.pieces, &pieces, 0) < c.n {
-			failed = append(failed, x)
+			failed = append(failed, x.transfer)
 		}
 	}
 	if len(failed) == 0 {
@@ -218,7 +229,7 @@ func (e Fail) apply(t *Tracker) {
 		t.sever(x, &pieces, false)
 	}
 	if e.Reason == Corrupt && e.Source != "" {
-		t.drop(c, e.Source, p.ID)
+		t.accuse(m, e.Source)
 	}
 }
 
@@ -246,6 +257,9 @@ func (t *Tracker) blame(m *member, source PeerID, why Reason) {
 func (t *Tracker) avoid(m *member, p *peer) {
 	a := m.busy()
 	v := avoidance{p, t.now.Add(t.opt.AvoidPause)}
+	if slices.Contains(a.avoid, avoidance{peer: p}) {
+		return
+	}
 	t.pause(avoidPause, pause{until: v.until, m: m})
 	if i := slices.IndexFunc(a.avoid, func(v avoidance) bool { return v.peer == p }); i >= 0 {
 		a.avoid[i] = v
@@ -270,24 +284,12 @@ func (t *Tracker) drop(c *content, source, finder PeerID) {
 	}
 	c.dropped[source] = true
 	told := []PeerID{finder}
-	if p := t.peers[source]; p != nil && c.members[p] != nil {
-		t.mute(c.members[p])
+	if p := t.peers[source]; p != nil && c.of(p) != nil {
+		t.mute(c.of(p))
+		t.absolve(c, p)
 	}
 	for _, m := range c.order {
-		if m.act == nil {
-			continue
-		}
-		uses := false
-		for _, x := range slices.Clone(m.act.in) {
-			switch {
-			case x.second == source:
-				uses, x.second = true, ""
-			case x.from != nil && x.from.peer.ID == source:
-				uses = true
-				t.sever(x, &c.all, true)
-			}
-		}
-		if uses && m.peer.ID != finder {
+		if t.cutOff(m, source) && m.peer.ID != finder {
 			told = append(told, m.peer.ID)
 		}
 	}
@@ -298,13 +300,17 @@ func (t *Tracker) drop(c *content, source, finder PeerID) {
 
 func (e Progress) apply(t *Tracker) {
 	p, c := t.peers[e.Peer], t.blobs[e.Blob]
-	if p == nil || c == nil || c.members[p] == nil || c.members[p].act == nil {
+	if p == nil || c == nil {
+		return
+	}
+	m := c.of(p)
+	if m == nil || m.act == nil {
 		return
 	}
 	lo, hi := cut(e.Run, c.n)
-	for _, x := range c.members[p].act.in {
+	for _, x := range m.act.in {
 		if x.pieces.next(lo) < hi {
-			t.renew(x)
+			t.renew(x.transfer)
 		}
 	}
 }
@@ -314,24 +320,27 @@ func (e Cancel) apply(t *Tracker) {
 	if p == nil {
 		return
 	}
-	w := p.wants[e.Want]
+	w := p.wants.get(e.Want)
 	if w == nil || w.m.c.name != e.Blob {
 		return
 	}
 	t.finish(w)
 	for _, x := range slices.Clone(w.m.act.in) {
 		if x.want == w {
-			t.sever(x, &w.m.c.all, false)
+			t.sever(x.transfer, &w.m.c.all, false)
 		}
 	}
 }
 
 func (e Reject) apply(t *Tracker) {
 	p, c := t.peers[e.Peer], t.blobs[e.Blob]
-	if p == nil || c == nil || c.members[p] == nil {
+	if p == nil || c == nil {
 		return
 	}
-	m := c.members[p]
+	m := c.of(p)
+	if m == nil {
+		return
+	}
 	pieces := newSet(c.n)
 	pieces.addRuns(e.Runs)
 	pieces = both(&pieces, m.have) // nobody judges what it has not seen
@@ -363,7 +372,7 @@ func (e Uploading) apply(t *Tracker) {
 		return
 	}
 	was := p.mute()
-	p.UploadSlots, p.other = e.Slots, max(0, e.Other)
+	p.slots, p.other = e.Slots, max(0, e.Other)
 	if p.mute() != was {
 		for _, m := range p.members {
 			if p.mute() {
@@ -377,20 +386,12 @@ func (e Uploading) apply(t *Tracker) {
 }
 
 func (e Tick) apply(t *Tracker) {
-	for f := t.leases.Front(); f != nil; f = t.leases.Front() {
-		x, ok := f.Value.(*transfer)
-		if !ok || x.deadline.After(t.now) {
-			break
-		}
+	for x := t.leases.front; x != nil && !x.deadline.After(t.now); x = t.leases.front {
 		t.noOrigin(x.to)
 		x.forgotten()
 		t.sever(x, &x.to.c.all, true)
 	}
-	for f := t.transfers.Front(); f != nil; f = t.transfers.Front() {
-		x, ok := f.Value.(*transfer)
-		if !ok || x.deadline.After(t.now) {
-			break
-		}
+	for x := t.transfers.front; x != nil && !x.deadline.After(t.now); x = t.transfers.front {
 		t.avoid(x.to, x.from.peer)
 		x.forgotten()
 		t.sever(x, &x.to.c.all, true)

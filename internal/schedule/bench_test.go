@@ -77,7 +77,7 @@ func (s *swarmed) arrive() bool {
 	s.going[i] = s.going[last]
 	s.going = s.going[:last]
 	s.step(h)
-	if p := s.tracker.peers[h.Peer]; s.reads != nil && !p.Seed && len(p.wants) == 0 {
+	if p := s.tracker.peers[h.Peer]; s.reads != nil && !p.Seed && p.wants.len() == 0 {
 		s.read(h.Peer)
 	}
 	return true
@@ -151,8 +151,8 @@ func newStarting(n int) *swarmed {
 func (s *swarmed) read(id PeerID) {
 	for ; s.at[id] < len(s.reads); s.at[id]++ {
 		have := newSet(s.shape.pieces())
-		if c := s.tracker.blobs["x"]; c != nil && c.members[s.tracker.peers[id]] != nil {
-			have = *c.members[s.tracker.peers[id]].have
+		if c := s.tracker.blobs["x"]; c != nil && c.of(s.tracker.peers[id]) != nil {
+			have = *c.of(s.tracker.peers[id]).have
 		}
 		r := s.reads[s.at[id]]
 		lacks := newSet(have.n)

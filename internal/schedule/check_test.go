@@ -1,8 +1,8 @@
 package schedule
 
 import (
-	"container/list"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -11,14 +11,19 @@ import (
 // anew from the members, piece by piece.
 func check(t *Tracker) []string {
 	k := &checker{t: t}
-	if len(t.dirty)+len(t.retries)+len(t.wakes)+len(t.idle)+len(t.waiting)+len(t.out) > 0 {
+	if len(t.dirty)+len(t.retries)+len(t.wakes)+t.woken+len(t.idle)+len(t.waiting)+len(t.out) > 0 {
 		k.failf("work left: %d dirty, %d retries, %d wakes", len(t.dirty), len(t.retries), len(t.wakes))
 	}
+	pieces := 0
 	for name, c := range t.blobs {
-		if c.name != name || len(c.members) == 0 || len(c.members) != len(c.order) {
-			k.failf("%s: %d members, %d in order", name, len(c.members), len(c.order))
+		pieces += c.n
+		if c.name != name || len(c.order) == 0 {
+			k.failf("%s: %d in order", name, len(c.order))
 		}
 		k.content(c)
+	}
+	if pieces != t.pieces || pieces > t.opt.MaxAllPieces {
+		k.failf("%d pieces, says %d", pieces, t.pieces)
 	}
 	for id, p := range t.peers {
 		k.peer(id, p)
@@ -43,12 +48,17 @@ func (k *checker) failf(format string, args ...any) {
 	k.wrong = append(k.wrong, fmt.Sprintf(format, args...))
 }
 
-func (k *checker) deadlines(what string, l *list.List) {
-	k.seen -= l.Len()
-	for e := l.Front(); e != nil && e.Next() != nil; e = e.Next() {
-		if e.Value.(*transfer).deadline.After(e.Next().Value.(*transfer).deadline) {
+func (k *checker) deadlines(what string, q *queue) {
+	k.seen -= q.length
+	length := 0
+	for x := q.front; x != nil; x = x.behind {
+		length++
+		if x.behind != nil && (x.deadline.After(x.behind.deadline) || x.behind.ahead != x) {
 			k.failf("%s: deadlines out of order", what)
 		}
+	}
+	if length != q.length {
+		k.failf("%s: %d, says %d", what, length, q.length)
 	}
 	if what == "transfers" && k.seen != 0 {
 		k.failf("%d transfers that no list has", k.seen)
@@ -56,10 +66,10 @@ func (k *checker) deadlines(what string, l *list.List) {
 }
 
 func (k *checker) peer(id PeerID, p *peer) {
-	used := 0
-	wants := 0
+	used, wants, pieces := 0, 0, 0
 	for i, m := range p.members {
-		if m.index != i || m.c.members[p] != m || k.t.blobs[m.c.name] != m.c {
+		pieces += m.c.n
+		if m.index != i || m.c.of(p) != m || k.t.blobs[m.c.name] != m.c {
 			k.failf("%s: member %d is not in its blob", id, i)
 		}
 		if m.act != nil {
@@ -73,8 +83,11 @@ func (k *checker) peer(id PeerID, p *peer) {
 	if used != p.used {
 		k.failf("%s: %d slots used, says %d", id, used, p.used)
 	}
-	if wants != len(p.wants) {
-		k.failf("%s: %d wants, says %d", id, wants, len(p.wants))
+	if pieces != p.pieces || pieces > k.t.opt.MaxPieces || len(p.members) > k.t.opt.MaxBlobs {
+		k.failf("%s: %d pieces, says %d, of %d blobs", id, pieces, p.pieces, len(p.members))
+	}
+	if wants != p.wants.len() || len(p.members) != p.at.len() {
+		k.failf("%s: %d wants, says %d", id, wants, p.wants.len())
 	}
 	if len(p.aside) > 0 && p.free() > 0 {
 		k.failf("%s: has free slots and is aside", id)
@@ -85,14 +98,14 @@ func (k *checker) peer(id PeerID, p *peer) {
 }
 
 func (k *checker) content(c *content) {
-	avail, full, bulk, avoiders, feeding := make([]uint32, c.n), 0, 0, 0, 0
+	avail, full, bulk, avoiders, feeding := make([]int, c.n), 0, 0, 0, 0
 	leased := newSet(c.n)
 	for i, m := range c.order {
-		if m.rank != i || c.members[m.peer] != m {
+		if m.rank != i || c.of(m.peer) != m {
 			k.failf("%s: %s is not where it says", c.name, m.peer.ID)
 		}
 		k.member(m)
-		if m.muted != (c.dropped[m.peer.ID] || m.peer.leaving || m.peer.UploadSlots <= 0) {
+		if m.muted != (c.dropped[m.peer.ID] || m.peer.leaving || m.peer.slots <= 0) {
 			k.failf("%s: %s muted %v", c.name, m.peer.ID, m.muted)
 		}
 		for p := range c.n {
@@ -110,7 +123,7 @@ func (k *checker) content(c *content) {
 			full++
 		}
 		if m.peer.Seed {
-			feeding += m.bulkOut
+			feeding += int(m.bulkOut)
 		}
 		if m.act != nil {
 			avoiders += len(m.act.avoid)
@@ -121,20 +134,24 @@ func (k *checker) content(c *content) {
 			}
 		}
 	}
-	if full != c.full || !slices.Equal(avail, c.avail) || bulk != c.bulk || avoiders != c.avoiders {
-		k.failf("%s: counts %d %v %d %d, are %d %v %d %d", c.name, c.full, c.avail, c.bulk, c.avoiders, full, avail, bulk, avoiders)
+	counted := make([]int, c.n)
+	for p := range counted {
+		counted[p] = c.avail.of(p)
+	}
+	if full != c.full || !slices.Equal(avail, counted) || bulk != c.bulk || avoiders != c.avoiders {
+		k.failf("%s: counts %d %v %d %d, are %d %v %d %d", c.name, c.full, counted, c.bulk, c.avoiders, full, avail, bulk, avoiders)
 	}
 	for p := range c.n {
-		if c.dark.has(p) != (avail[p] == 0) || c.leased.has(p) != leased.has(p) {
-			k.failf("%s: %d dark %v leased %v", c.name, p, c.dark.has(p), c.leased.has(p))
+		if c.avail.dark.has(p) != (avail[p] == 0) || c.leased.has(p) != leased.has(p) {
+			k.failf("%s: %d dark %v leased %v", c.name, p, c.avail.dark.has(p), c.leased.has(p))
 		}
 		if c.bySeed.has(p) && !c.summed.has(p) {
 			k.failf("%s: %d has no digest from a seed", c.name, p)
 		}
 	}
 	for p := c.hoard.next(0); p < c.n; p = c.hoard.next(p + 1) {
-		if c.avail[p] != 1 {
-			k.failf("%s: %d is hoarded, and %d have it", c.name, p, c.avail[p])
+		if avail[p] != 1 {
+			k.failf("%s: %d is hoarded, and %d have it", c.name, p, avail[p])
 		}
 	}
 	if feeding != c.feeding || c.hoarding != slices.Contains(k.t.hoards, c) {
@@ -142,7 +159,7 @@ func (k *checker) content(c *content) {
 	}
 	for b, list := range c.recent {
 		for i, r := range list {
-			if r.turn > c.turn || slices.ContainsFunc(list[:i], func(o recentMember) bool { return o.m == r.m }) || !r.m.gone && c.members[r.m.peer] != r.m {
+			if r.turn > c.turn || slices.ContainsFunc(list[:i], func(o recentMember) bool { return o.m == r.m }) || !r.m.gone && c.of(r.m.peer) != r.m {
 				k.failf("%s: remembers %s in block %d twice, or of the future", c.name, r.m.peer.ID, b)
 			}
 		}
@@ -160,8 +177,8 @@ func (k *checker) tallies(c *content) {
 		if m.holds != c.maskOf(m.have) {
 			k.failf("%s: %s holds %x", c.name, m.peer.ID, m.holds)
 		}
-		spare := m.bulkOut < k.t.opt.BulkWidth
-		if m.listed && m.level[0].spare != spare {
+		spare := int(m.bulkOut) < k.t.opt.BulkWidth
+		if m.listed && m.asSpare != spare {
 			k.failf("%s: %s spare %v", c.name, m.peer.ID, spare)
 		}
 		if m.listed && m.isFull() && spare {
@@ -187,9 +204,12 @@ func (k *checker) tallies(c *content) {
 			if q := &c.queue[w.line]; w.queued && q.some[w.pos/lineChunk].and(w.shown) != w.shown {
 				k.failf("%s: %s#%d waits unseen", c.name, m.peer.ID, w.id)
 			}
+			none = mask{}
+			wanted.change(&none, w.shown)
 			if w.queued && w.line > 0 {
-				none = mask{}
-				wanted.change(&none, c.maskOf(&w.need))
+				if w.shown != c.maskOf(&w.need) {
+					k.failf("%s: %s#%d shows something else", c.name, m.peer.ID, w.id)
+				}
 				if w.prio == 0 {
 					late++
 				}
@@ -204,17 +224,37 @@ func (k *checker) tallies(c *content) {
 // rings checks what sources are found by.
 func (k *checker) rings(c *content) {
 	listed := 0
-	for name, r := range c.rings {
-		for i, m := range r.at {
+	rings := maps.Clone(c.rings)
+	for _, m := range c.order {
+		if m.suspect != slices.ContainsFunc(c.accused, func(a accusation) bool { return a.source == m.peer.ID }) {
+			k.failf("%s: %s suspect %v", c.name, m.peer.ID, m.suspect)
+		}
+	}
+	slot := map[level]int{inRack: 1, inZone: 2}
+	for i := range c.wide {
+		for m := range 4 {
+			rings[ringName{level: anywhere + level(i), full: m&1 != 0, spare: m&2 != 0}] = c.ring(ringName{level: anywhere + level(i), full: m&1 != 0, spare: m&2 != 0})
+		}
+	}
+	for name, r := range rings {
+		for i, e := range r.at {
 			listed++
-			if !m.listed || m.pos[m.slot(name)] != i || m.level[m.slot(name)] != name {
+			m := e.m
+			offers := m.holds
+			if m.act != nil {
+				offers = offers.or(c.maskOf(&m.act.receiving))
+			}
+			if e.marked != m.marked || offers.and(e.marked) != offers {
+				k.failf("%s: %s is in a ring unseen", c.name, m.peer.ID)
+			}
+			if !m.listed || !m.isIn(name) || int(m.pos[slot[name.level]]) != i {
 				k.failf("%s: %s in the wrong place of a ring", c.name, m.peer.ID)
 			}
 		}
 	}
 	for _, m := range c.order {
-		for _, name := range m.level {
-			if m.listed && name.level != nowhere {
+		for i := range m.pos {
+			if m.listed && m.ringAt(i).level != nowhere {
 				listed--
 			}
 		}
@@ -234,7 +274,7 @@ func (k *checker) member(m *member) {
 	if m.listed != (some && !m.muted && !m.aside) {
 		k.failf("%s: %s listed %v, has some %v", c.name, id, m.listed, some)
 	}
-	if m.listed && m.level[0].full != m.isFull() || m.isFull() != (m.have.count == c.n) {
+	if m.listed && m.asFull != m.isFull() || m.isFull() != (m.have.count == c.n) {
 		k.failf("%s: %s full %v", c.name, id, m.isFull())
 	}
 	if c.all.count != c.n || m.have.n != c.n {
@@ -253,7 +293,7 @@ func (k *checker) member(m *member) {
 	receiving, leased, near := newSet(c.n), newSet(c.n), newSet(c.n)
 	for i, x := range a.in {
 		k.seen++
-		if x.inAt != i || x.to != m || x.pieces.count == 0 {
+		if x.inAt != i || x.to != m || x.pieces.count == 0 || x.pieces.next(0) < int(x.in.lo) || x.pieces.next(int(x.in.hi)) < c.n {
 			k.failf("%s: %s transfer %d misplaced or empty", c.name, id, i)
 		}
 		if common(&receiving, &x.pieces, 0) < c.n || common(m.have, &x.pieces, 0) < c.n {
@@ -267,7 +307,7 @@ func (k *checker) member(m *member) {
 			leased.addSet(&x.pieces)
 			continue
 		}
-		k.transfer(x)
+		k.transfer(x.transfer)
 	}
 	if !slices.Equal(receiving.list(), a.receiving.list()) || !slices.Equal(leased.list(), a.leased.list()) ||
 		!slices.Equal(near.list(), a.near.list()) {
@@ -278,11 +318,11 @@ func (k *checker) member(m *member) {
 		if x.bulk {
 			bulk++
 		}
-		if x.outAt != i || x.from != m || x.to.act == nil || x.to.act.in[x.inAt] != x {
+		if x.outAt != i || x.from != m || x.to.act == nil || x.to.act.in[x.inAt].transfer != x {
 			k.failf("%s: %s sends %d misplaced", c.name, id, i)
 		}
 	}
-	if bulk != m.bulkOut || bulk > k.t.opt.BulkWidth {
+	if bulk != int(m.bulkOut) || bulk > k.t.opt.BulkWidth {
 		k.failf("%s: %s serves %d without hurry, says %d", c.name, id, bulk, m.bulkOut)
 	}
 	for _, w := range a.wants {
@@ -292,6 +332,9 @@ func (k *checker) member(m *member) {
 
 func (k *checker) transfer(x *transfer) {
 	c := x.to.c
+	if c.blames(x.to.peer.ID, x.from.peer.ID) || c.blames(x.to.peer.ID, x.second) {
+		k.failf("%s: %s takes from %s again", c.name, x.to.peer.ID, x.from.peer.ID)
+	}
 	if x.from == x.to || c.dropped[x.from.peer.ID] || x.second != "" && c.dropped[x.second] {
 		k.failf("%s: %s takes from %s", c.name, x.to.peer.ID, x.from.peer.ID)
 	}
@@ -303,13 +346,13 @@ func (k *checker) transfer(x *transfer) {
 		for steps := 0; up != nil && up.from != nil && !up.from.have.has(p); steps++ {
 			i := -1
 			if up.from.act != nil {
-				i = slices.IndexFunc(up.from.act.in, func(y *transfer) bool { return y.pieces.has(p) })
+				i = slices.IndexFunc(up.from.act.in, func(y inbound) bool { return y.pieces.has(p) })
 			}
 			if i < 0 || steps > len(c.order) {
 				k.failf("%s: %s waits for %d, which nobody has or reads", c.name, x.to.peer.ID, p)
 				return
 			}
-			up = up.from.act.in[i]
+			up = up.from.act.in[i].transfer
 		}
 		if up.from != nil && !c.summed.has(p) {
 			k.failf("%s: %s waits for %d, whose digest will not come", c.name, x.to.peer.ID, p)
@@ -337,7 +380,7 @@ func (k *checker) want(w *want) {
 	if active != w.active || active > k.t.width(w) {
 		k.failf("%s has %d transfers, says %d", name, active, w.active)
 	}
-	if w.finished || w.dirty || w.pieces.count == 0 && active == 0 || m.peer.wants[w.id] != w || len(w.parts) > 0 {
+	if w.finished || w.dirty || w.pieces.count == 0 && active == 0 || m.peer.wants.get(w.id) != w || len(w.parts) > 0 {
 		k.failf("%s should be gone", name)
 	}
 	waits := need.count > 0 && active < k.t.width(w) && !m.peer.leaving
@@ -367,7 +410,7 @@ func (k *checker) waits(name string, w *want) {
 			offered++
 			holds := o.have.has(p) && c.summed.has(p)
 			sent := o.act != nil && (o.act.near.has(p) || !w.bulk() && o.act.receiving.has(p))
-			if (holds || sent) && o.peer.free() > 0 && (!w.bulk() || o.bulkOut < k.t.opt.BulkWidth) {
+			if (holds || sent) && o.peer.free() > 0 && (!w.bulk() || int(o.bulkOut) < k.t.opt.BulkWidth) {
 				k.failf("%s waits for %d, which %s has", name, p, o.peer.ID)
 			}
 		}
@@ -380,7 +423,7 @@ func (k *checker) waits(name string, w *want) {
 		}
 		for _, id := range k.t.seeds {
 			s := k.t.peers[PeerID(id)]
-			o := c.members[s]
+			o := c.of(s)
 			if s.free() > 0 && !m.avoids(s) && !c.dropped[s.ID] && (o == nil || !o.offers(p) && (o.act == nil || o.act.noOrigin.IsZero())) {
 				k.failf("%s waits for %d and %s could read it", name, p, id)
 			}

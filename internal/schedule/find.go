@@ -1,5 +1,7 @@
 package schedule
 
+import "iter"
+
 // search is how a source is looked for: of those that have a free slot the
 // nearest that has what is looked for, or the nearest that is being sent it, or
 // a seed.
@@ -17,12 +19,40 @@ type search struct {
 	relays int // how many were seen
 }
 
+// fit says what m is good for. Most that are asked for one piece are being sent
+// it, so that is looked at first.
+func (s *search) fit(need *set, m *member) fitness {
+	if !s.single {
+		return s.w.fit(need, m, s.in)
+	}
+	p := int(s.in.lo)
+	switch relayed := s.w.relayed(m); {
+	case relayed != nil && relayed.has(p):
+		return relays
+	case m.have.has(p) && m.c.summed.has(p):
+		return holds
+	}
+	return useless
+}
+
 // firstFits is how many members of a ring are looked at before it is thought
 // about who may be of use.
 const firstFits = 16
 
 // anyFits is how many of them if any piece will do: each takes longer then.
 const anyFits = 2
+
+// sampleHints is how many are compared that were remembered for the very piece,
+// and hintedFits how many of a ring are looked at then.
+const (
+	sampleHints = 8
+	hintedFits  = 8
+
+	// sampleHolders is how many are compared that have the piece, and sampleSeconds
+	// how many of a ring are looked at for a second source.
+	sampleHolders = 8
+	sampleSeconds = 2
+)
 
 // find returns who is to send w's peer piece p, or any of need if that is -1:
 // of those that have a free slot the nearest that has the piece, or the
@@ -31,7 +61,7 @@ func (t *Tracker) find(w *want, need *set, p int) *member {
 	c := w.m.c
 	s := &search{t: t, w: w, need: need, some: need, in: c.everything()}
 	if p >= 0 {
-		if c.full == 0 && c.avail[p] == 0 {
+		if c.full == 0 && c.avail.of(p) == 0 {
 			return nil
 		}
 		s.single, s.in = true, span{int32(p), int32(p) + 1}
@@ -53,6 +83,13 @@ func (t *Tracker) find(w *want, need *set, p int) *member {
 // piece looks for one piece.
 func (s *search) piece(p int) *member {
 	c := s.w.m.c
+	s.wanted = mask{}
+	b := p / c.grain
+	s.wanted[b/64] = 1 << (b % 64)
+	var room [sampleHints]*member
+	if m := s.near(s.hinted(p, room[:0]), hintedFits); m != nil {
+		return m
+	}
 	some, all := s.recent(p)
 	if m := s.near(some, firstFits); m != nil || all {
 		return m
@@ -60,11 +97,34 @@ func (s *search) piece(p int) *member {
 	return s.near(nil, len(c.order)+1)
 }
 
+// hinted adds to some those that were remembered for having, or being about to
+// have, p and may be asked, as many as there is room for. Of the others nothing
+// is looked at.
+func (s *search) hinted(p int, some []*member) []*member {
+	c := s.w.m.c
+	if c.recent == nil {
+		return nil
+	}
+	list := c.recent[p/c.grain]
+	for i := range list {
+		r := &list[(i+int(s.w.seq%recentMembers))%len(list)]
+		if p < int(r.last.lo) || p >= int(r.last.hi) {
+			continue
+		}
+		if m := r.m; m.listed && m.peer.free() > 0 && !m.isFull() && !s.w.m.avoids(m.peer) {
+			if some = append(some, m); len(some) == cap(some) {
+				break
+			}
+		}
+	}
+	return some
+}
+
 // recent returns some of those that were remembered, offer p and may be asked,
 // and whether nobody else who has not everything offers it. Different wants get
 // different ones.
 func (s *search) recent(p int) (some []*member, all bool) {
-	offer := uint32(0)
+	offer := 0
 	list := s.w.m.c.recently(p)
 	for i := range list {
 		if len(some) == sampleMembers {
@@ -79,7 +139,7 @@ func (s *search) recent(p int) (some []*member, all bool) {
 			some = append(some, m)
 		}
 	}
-	return some, offer == s.w.m.c.avail[p]
+	return some, offer == s.w.m.c.avail.of(p)
 }
 
 // any looks for any piece.
@@ -126,8 +186,8 @@ const recentBlocks = 4
 // members are looked at. A relay is returned only if none of them has what is
 // looked for.
 func (s *search) near(some []*member, fits int) *member {
-	for _, name := range s.w.m.peer.nearest(s.w.bulk()) {
-		if name.level == seeding && s.relay != nil {
+	for name := range s.w.m.peer.nearest(s.w.bulk()) {
+		if name.level >= seeding && s.relay != nil {
 			break
 		}
 		if best := s.look(name, some, fits); best != nil {
@@ -144,24 +204,27 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 	if name.full {
 		need = s.need
 	}
-	if s.single && !name.full && c.avail[p] == 0 {
+	if s.single && !name.full && c.avail.of(p) == 0 {
 		return nil
 	}
 	var best *member
-	most, tries := 0, 0
+	most, tries, whole := 0, 0, 0
+	if s.single {
+		whole = min(need.gap(p)-p, c.maxRun)
+	}
 	consider := func(m *member) bool {
-		switch w.fit(need, m, s.in) {
+		switch s.fit(need, m) {
 		case holds:
 			if !s.single {
 				best = m
 				return true
 			}
-			taken := w.take(need, m, span{int32(p), int32(c.n)}, c.maxRun)
-			if taken.count > most || taken.count == most && m.peer.used < best.peer.used {
-				best, most = m, taken.count
+			run := min(whole, m.have.gap(p)-p)
+			if run > most || run == most && m.peer.used < best.peer.used {
+				best, most = m, run
 			}
 			tries++
-			return most == min(c.maxRun, need.count) && best.peer.used < 2 || tries == sampleMembers
+			return most == whole && best.peer.used < 2 || tries == sampleHolders
 		case relays:
 			if s.relays++; s.relay == nil || s.relays <= sampleMembers && m.peer.used < s.relay.peer.used {
 				s.relay = m
@@ -170,12 +233,16 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 		return false
 	}
 	for _, m := range some {
-		if m.level[m.slot(name)] == name && consider(m) {
+		if m.isIn(name) && consider(m) {
 			break
 		}
 	}
 	if best == nil && fits > 0 {
-		t.scan(c.rings[name], func(m *member) bool {
+		seek := s.wanted
+		if name.full {
+			seek = mask{}
+		}
+		t.scan(c.ring(name), seek, func(m *member) bool {
 			if s.masked && !name.full && !m.shown.meets(s.wanted) || w.m.avoids(m.peer) {
 				return false
 			}
@@ -193,48 +260,40 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 
 // lit has out be what of pieces is offered by somebody who has not everything.
 func (c *content) lit(pieces, out *set) {
-	*out = set{n: c.n, runs: out.runs[:0]}
+	*out = newSet(c.n)
 	pieces.each(func(lo, hi int) {
-		for p := c.dark.gap(lo); p < hi; p = c.dark.gap(p) {
-			end := min(hi, c.dark.next(p))
-			out.runs = append(out.runs, span{int32(p), int32(end)})
-			out.count += end - p
+		for p := c.avail.dark.gap(lo); p < hi; p = c.avail.dark.gap(p) {
+			end := min(hi, c.avail.dark.next(p))
+			out.add(p, end)
 			p = end
 		}
 	})
 }
 
-// nearest returns the names of the rings where p looks for a source, the
-// nearest first and those of seeds last. They are for reading only.
-func (p *peer) nearest(bulk bool) []ringName {
-	if p.near == nil {
-		p.near, p.nearBulk = near(p, false), near(p, true)
-	}
-	if bulk {
-		return p.nearBulk
-	}
-	return p.near
-}
-
-func near(p *peer, bulk bool) []ringName {
-	var names []ringName
-	for level := inRack; level <= seeding; level++ {
-		name := ""
-		switch level {
-		case inRack:
-			name = p.rack
-		case inZone:
-			name = p.zone
-		}
-		if name == "" && level <= inZone {
-			continue
-		}
-		names = append(names, ringName{level, true, true, name}, ringName{level, false, true, name})
-		if !bulk {
-			names = append(names, ringName{level, true, false, name}, ringName{level, false, false, name})
+// nearest goes through the names of the rings where p looks for a source, the
+// nearest first, those of seeds late and those of the suspected last. Where nobody
+// is blocked it is those that have slots to spare for that.
+func (p *peer) nearest(bulk bool) iter.Seq[ringName] {
+	return func(yield func(ringName) bool) {
+		for level := inRack; level <= suspected; level++ {
+			name := ringName{level: level}
+			switch level {
+			case inRack:
+				name.name = p.rack
+			case inZone:
+				name.name = p.zone
+			}
+			if name.name == "" && level <= inZone {
+				continue
+			}
+			for i := range 4 {
+				name.full, name.spare = i%2 == 0, i < 2
+				if (name.spare || !bulk) && !yield(name) {
+					return
+				}
+			}
 		}
 	}
-	return names
 }
 
 // second returns another holder of what x brings, or nil.
@@ -244,14 +303,19 @@ func (t *Tracker) second(w *want, x *transfer) *member {
 		return nil
 	}
 	var found *member
-	for _, name := range w.m.peer.nearest(false) {
-		tries := 0
-		t.scan(c.rings[name], func(m *member) bool {
+	b, tries := x.pieces.next(0)/c.grain, 0
+	var seek mask
+	seek[b/64] = 1 << (b % 64)
+	for name := range w.m.peer.nearest(false) {
+		if name.level == suspected {
+			break
+		}
+		t.scan(c.ring(name), seek, func(m *member) bool {
 			if m != x.from && m != x.to && !x.to.avoids(m.peer) && c.holdsAll(m, &x.pieces) {
 				found = m
 			}
 			tries++
-			return found != nil || tries == sampleMembers
+			return found != nil || tries%sampleSeconds == 0
 		})
 		if found != nil {
 			return found

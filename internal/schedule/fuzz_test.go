@@ -87,7 +87,7 @@ func fuzzOnce(t *testing.T, data []byte, tracing bool) {
 				w.leave(a)
 			}
 		}
-		if n := len(w.tracker.blobs) + len(w.tracker.peers) + w.tracker.leases.Len() + w.tracker.transfers.Len(); n > 0 && len(w.wrong) == 0 {
+		if n := len(w.tracker.blobs) + len(w.tracker.peers) + w.tracker.leases.length + w.tracker.transfers.length; n > 0 && len(w.wrong) == 0 {
 			t.Errorf("%d things are remembered of nobody", n)
 		}
 	}

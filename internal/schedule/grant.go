@@ -1,6 +1,9 @@
 package schedule
 
-import "math/bits"
+import (
+	"math"
+	"math/bits"
+)
 
 // sample is how many of several equally good members or pieces are compared.
 const (
@@ -135,7 +138,7 @@ func (t *Tracker) feed(w *want, need *set) bool {
 	for _, full := range []bool{true, false} {
 		var src *member
 		p := 0
-		t.scan(w.m.c.rings[ringName{level: seeding, full: full, spare: true}], func(m *member) bool {
+		t.scan(w.m.c.ring(ringName{level: seeding, full: full, spare: true}), mask{}, func(m *member) bool {
 			if !w.m.avoids(m.peer) && w.fit(need, m, w.m.c.everything()) != useless {
 				src, p = m, w.rarest(need, m, 1)
 			}
@@ -223,26 +226,26 @@ func (w *want) take(need *set, m *member, in span, most int) set {
 // rarest returns a piece of need that few offer and m does, or n. With a limit
 // it is one that not more than so many offer. Different peers get different
 // pieces.
-func (w *want) rarest(need *set, m *member, limit uint32) int {
+func (w *want) rarest(need *set, m *member, limit int) int {
 	c := m.c
 	best, tries := c.n, 0
-	rarity := ^uint32(0)
+	rarity := math.MaxInt
 	if limit > 0 {
-		if c.full > int(limit) {
+		if c.full > limit {
 			return c.n
 		}
-		rarity = limit - uint32(c.full) + 1
+		rarity = limit - c.full + 1
 	}
 	if need == &w.need {
-		if p, _ := w.offered(need, m, w.rareBlock(m, rarity)*c.grain); p < c.n && (limit == 0 || c.avail[p] < rarity) {
+		if p, _ := w.offered(need, m, w.rareBlock(m, rarity)*c.grain); p < c.n && (limit == 0 || c.avail.of(p) < rarity) {
 			return p
 		}
 	}
 	look := func(from, to int) {
 		for p, _ := w.offered(need, m, from); p < to && tries < samplePieces; {
 			tries++
-			if c.avail[p] < rarity {
-				best, rarity = p, c.avail[p]
+			if offer := c.avail.of(p); offer < rarity {
+				best, rarity = p, offer
 			}
 			p, _ = w.offered(need, m, int(c.block(p, c.bulkRun).hi))
 		}
@@ -254,7 +257,7 @@ func (w *want) rarest(need *set, m *member, limit uint32) int {
 
 // rareBlock guesses, by the first piece of each, in which block rarest will
 // find what it looks for.
-func (w *want) rareBlock(m *member, rarity uint32) int {
+func (w *want) rareBlock(m *member, rarity int) int {
 	c, best := m.c, 0
 	has := m.holds
 	if m.act != nil && m.act.near.count > 0 {
@@ -272,8 +275,9 @@ func (w *want) rareBlock(m *member, rarity uint32) int {
 		}
 		for ; word != 0 && tries < samplePieces; word &= word - 1 {
 			tries++
-			if b := at*64 + bits.TrailingZeros64(word); c.avail[b*c.grain] < rarity {
-				best, rarity = b, c.avail[b*c.grain]
+			b := at*64 + bits.TrailingZeros64(word)
+			if offer := c.avail.of(b * c.grain); offer < rarity {
+				best, rarity = b, offer
 			}
 		}
 	}

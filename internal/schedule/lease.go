@@ -65,7 +65,7 @@ func (t *Tracker) leaseAvoided(w *want, need *set) bool {
 	}
 	for p := need.next(0); p < c.n; p = need.next(p) {
 		for end := need.gap(p); p < end; p++ {
-			if c.full+int(c.avail[p]) <= avoided && t.mayRead(w, p) && c.reservedUntil(p, w.m.peer) == p && t.leaseAt(w, need, p) {
+			if c.full+c.avail.of(p) <= avoided && t.mayRead(w, p) && c.reservedUntil(p, w.m.peer) == p && t.leaseAt(w, need, p) {
 				return true
 			}
 		}
@@ -101,7 +101,7 @@ func (t *Tracker) leaseAt(w *want, need *set, p int) bool {
 	if w.bulk() && to.peer != w.m.peer && c.full == 0 {
 		pieces.each(func(lo, hi int) {
 			for p := lo; p < hi; p++ {
-				c.hoard.put(p, p+1, c.avail[p] == 1)
+				c.hoard.put(p, p+1, c.avail.of(p) == 1)
 			}
 		})
 	}
@@ -153,7 +153,10 @@ func (t *Tracker) mayLease(s *peer, asker *member) bool {
 	if s.free() <= 0 || c.dropped[s.ID] || asker.avoids(s) {
 		return false
 	}
-	m := c.members[s]
+	m := c.of(s)
+	if m == nil && (c.blames(asker.peer.ID, s.ID) || !t.admits(s, c.name, c.shape)) {
+		return false
+	}
 	return m == nil || m.act == nil || m.act.noOrigin.IsZero()
 }
 
@@ -176,7 +179,7 @@ func (t *Tracker) reader(w *want, p int) *member {
 		if s == asker.peer || !t.mayLease(s, asker) {
 			continue
 		}
-		if m := c.members[s]; m == nil || !m.offers(p) {
+		if m := c.of(s); m == nil || !m.offers(p) {
 			return t.join(s, c)
 		}
 	}

@@ -15,9 +15,9 @@ func (t *Tracker) open(name string, shape Shape) *content {
 	if n == 0 {
 		return nil
 	}
-	c := &content{name: name, shape: shape, n: n, members: map[*peer]*member{}, dropped: map[PeerID]bool{},
-		all: newSet(n), avail: make([]uint32, n), dark: newBitmap(n), leased: newBitmap(n), summed: newBitmap(n),
-		bySeed: newBitmap(n), hoard: newBitmap(n), silent: newBitmap(n), rings: map[ringName]*ring{}, hungryAt: -1}
+	c := &content{name: name, shape: shape, n: n, dropped: map[PeerID]bool{},
+		all: newSet(n), avail: newSupply(n), leased: newBitmap(n), summed: newBitmap(n),
+		bySeed: newBitmap(n), hoard: newBitmap(n), silent: newBitmap(n), rings: map[ringName]*ring{}, hungryAt: -1, freeActs: &t.freeActs}
 	c.maxRun, c.bulkRun, c.extent = t.opt.runs(shape)
 	c.hops = hopsOf(c.bulkRun)
 	c.all.add(0, n)
@@ -25,31 +25,54 @@ func (t *Tracker) open(name string, shape Shape) *content {
 	for n > c.grain*blocks {
 		c.grain += c.bulkRun
 	}
-	c.dark.put(0, n, true)
 	t.blobs[name] = c
+	t.pieces += n
 	return c
+}
+
+// of returns what p has to do with c, or nil.
+func (c *content) of(p *peer) *member { return p.at.get(c) }
+
+// admits reports whether p may have to do with a blob: one that announces or
+// wants blobs without end is not to have all memory.
+func (t *Tracker) admits(p *peer, name string, shape Shape) bool {
+	c, n := t.blobs[name], shape.pieces()
+	if c != nil {
+		if n = c.n; c.of(p) != nil {
+			return true
+		}
+	}
+	return p.at.len() < t.opt.MaxBlobs && p.pieces+n <= t.opt.MaxPieces && (c != nil || t.pieces+n <= t.opt.MaxAllPieces)
 }
 
 // join returns what p has to do with c, from now on if need be.
 func (t *Tracker) join(p *peer, c *content) *member {
-	if m := c.members[p]; m != nil {
+	if m := c.of(p); m != nil {
 		return m
 	}
-	have := newSet(c.n)
-	m := &member{peer: p, c: c, index: len(p.members), rank: len(c.order), have: &have,
+	m := &member{peer: p, c: c, index: len(p.members), rank: len(c.order), own: newSet(c.n),
 		muted: c.dropped[p.ID] || p.mute()}
+	m.have = &m.own
 	m.start = int(weight(c.name, string(p.ID)) % uint64(c.n))
 	m.start -= m.start % c.bulkRun
-	c.members[p] = m
+	p.at.put(c, m)
+	p.pieces += c.n
 	c.order = append(c.order, m)
 	p.members = append(p.members, m)
+	if len(c.accused) > 0 {
+		t.remind(m)
+	}
 	return m
 }
 
 // busy returns m's activity, for changing it.
 func (m *member) busy() *activity {
 	if m.act == nil {
-		m.act = &activity{receiving: newSet(m.c.n), leased: newSet(m.c.n), near: newSet(m.c.n)}
+		m.act = m.c.freeActs.take()
+		a := m.act
+		*a = activity{receiving: newSet(m.c.n), leased: newSet(m.c.n), near: newSet(m.c.n),
+			avoid: a.avoid[:0]}
+		a.in, a.out, a.wants = a.firstIn[:0], a.firstOut[:0], a.firstWants[:0]
 	}
 	return m.act
 }
@@ -60,12 +83,16 @@ func (t *Tracker) mayIdle(m *member) { t.idle = append(t.idle, m) }
 // tidy forgets what is no longer worth remembering of m, of its blob too.
 func (t *Tracker) tidy(m *member) {
 	if a := m.act; a != nil {
+		if len(a.in)+len(a.out)+len(a.wants) == 0 && m.have.count == 0 {
+			m.trustless()
+		}
 		if len(a.in)+len(a.out)+len(a.wants)+len(a.avoid) > 0 || !a.noOrigin.IsZero() {
 			return
 		}
 		m.act = nil
+		m.c.freeActs.give(a)
 	}
-	if m.have.count == 0 && m.c.members[m.peer] == m {
+	if m.have.count == 0 && !m.gone {
 		t.remove(m)
 	}
 }
@@ -76,15 +103,18 @@ func (t *Tracker) remove(m *member) {
 	m.gone = true
 	t.unlist(m)
 	t.takeBack(m)
+	t.absolve(c, p)
 	last := p.members[len(p.members)-1]
 	p.members[m.index], last.index = last, m.index
 	p.members = slices.Delete(p.members, len(p.members)-1, len(p.members))
 	last = c.order[len(c.order)-1]
 	c.order[m.rank], last.rank = last, m.rank
 	c.order = slices.Delete(c.order, len(c.order)-1, len(c.order))
-	delete(c.members, p)
-	if len(c.members) == 0 && t.blobs[c.name] == c {
+	p.at.remove(c)
+	p.pieces -= c.n
+	if len(c.order) == 0 && t.blobs[c.name] == c {
 		delete(t.blobs, c.name)
+		t.pieces -= c.n
 	}
 }
 
@@ -117,22 +147,10 @@ func (m *member) count(lo, hi, by int) {
 		return
 	}
 	c := m.c
-	if by > 0 {
-		for p := lo; p < hi; p++ {
-			if c.avail[p]++; c.avail[p] == 1 {
-				c.dark.put(p, p+1, false)
-			}
-		}
-	} else {
-		for p := lo; p < hi; p++ {
-			if c.avail[p]--; c.avail[p] == 0 {
-				c.dark.put(p, p+1, true)
-			}
-		}
-	}
+	c.avail.add(lo, hi, int32(by))
 	if c.hoard.count > 0 {
-		for p := c.hoard.next(lo); p < hi; p = c.hoard.next(p + 1) {
-			if c.avail[p] != 1 {
+		for p := c.hoard.nextBefore(lo, hi); p < hi; p = c.hoard.nextBefore(p+1, hi) {
+			if c.avail.of(p) != 1 {
 				c.hoard.put(p, p+1, false)
 			}
 		}
@@ -192,7 +210,7 @@ func (m *member) gain(got, moved *set) {
 	m.holds = m.holds.or(m.c.maskOf(got))
 	if m.have.count == m.c.n {
 		m.countAll(-1)
-		m.have = &m.c.all
+		m.have, m.own = &m.c.all, newSet(m.c.n)
 		m.countAll(1)
 	}
 }
@@ -205,8 +223,8 @@ func (t *Tracker) lose(m *member, lo, hi int) {
 	}
 	if m.isFull() {
 		m.countAll(-1)
-		own := m.c.all.clone()
-		m.have = &own
+		m.own = m.c.all.clone()
+		m.have = &m.own
 		m.countAll(1)
 	}
 	gone := newSet(m.c.n)
@@ -230,7 +248,7 @@ func (c *content) leasable(p int) int {
 	return c.leased.first(p, func(i int) uint64 {
 		missing := ^c.summed.words[i]
 		if c.full == 0 {
-			missing |= c.dark.words[i]
+			missing |= c.avail.dark.words[i]
 		}
 		return missing &^ c.leased.words[i]
 	})
@@ -239,12 +257,12 @@ func (c *content) leasable(p int) int {
 // usable returns how many offer p that w's peer may take it from.
 func (w *want) usable(p int) int {
 	c := w.m.c
-	n := c.full + int(c.avail[p])
+	n := c.full + c.avail.of(p)
 	if w.m.act == nil {
 		return n
 	}
 	for _, a := range w.m.act.avoid {
-		if m := c.members[a.peer]; m != nil && !m.muted && m.offers(p) {
+		if m := c.of(a.peer); m != nil && !m.muted && m.offers(p) {
 			n--
 		}
 	}

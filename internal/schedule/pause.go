@@ -42,7 +42,7 @@ func (t *Tracker) resume(kind pauseKind, p pause) {
 			return
 		}
 		before := len(a.avoid)
-		a.avoid = slices.DeleteFunc(a.avoid, func(v avoidance) bool { return !v.until.After(t.now) })
+		a.avoid = slices.DeleteFunc(a.avoid, func(v avoidance) bool { return !v.until.IsZero() && !v.until.After(t.now) })
 		p.m.c.avoiders -= before - len(a.avoid)
 		t.touchAll(p.m)
 		t.mayIdle(p.m)

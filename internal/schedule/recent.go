@@ -15,6 +15,7 @@ type recents [][]recentMember
 type recentMember struct {
 	m    *member
 	turn uint32 // when it was remembered
+	last span   // what it has got or begun to be sent there last
 }
 
 // remember notes that m has, or will have, pieces.
@@ -24,24 +25,25 @@ func (c *content) remember(m *member, pieces *set) {
 	}
 	pieces.each(func(lo, hi int) {
 		for b := lo / c.grain; b <= (hi-1)/c.grain; b++ {
-			c.rememberIn(b, m)
+			c.rememberIn(b, m, span{int32(lo), int32(hi)})
 		}
 	})
 }
 
-func (c *content) rememberIn(b int, m *member) {
+func (c *content) rememberIn(b int, m *member, last span) {
 	list := c.recent[b]
 	oldest := 0
 	for i := range list {
 		switch {
 		case list[i].m == m:
+			list[i].last = last
 			return
 		case list[i].turn < list[oldest].turn:
 			oldest = i
 		}
 	}
 	c.turn++
-	now := recentMember{m, c.turn}
+	now := recentMember{m, c.turn, last}
 	if len(list) < recentMembers {
 		c.recent[b] = append(list, now)
 		return

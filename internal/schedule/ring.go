@@ -3,8 +3,16 @@ package schedule
 // Rings have those members in them that may be asked for pieces: not busy as
 // far as is known, and not dropped.
 type ring struct {
-	at   []*member
+	at   []listed
 	next int // where the next search starts, so that load spreads
+}
+
+// listed is a member in a ring, and what it may have something to offer of: most
+// are passed by, and nothing is looked at of those.
+type listed struct {
+	m      *member
+	peer   *peer // of m: one look less
+	marked mask  // of m
 }
 
 // ringName says which members a ring has.
@@ -22,8 +30,24 @@ const (
 	inRack
 	inZone
 	anywhere
-	seeding // seeds are in no other ring: peers are to be asked first
+	seeding   // seeds are in no other ring: peers are to be asked first
+	suspected // nor are members who are said to have sent corrupt bytes: all others first
 )
+
+// ring returns the ring of that name, or nil.
+func (c *content) ring(name ringName) *ring {
+	if name.level < anywhere {
+		return c.rings[name]
+	}
+	i := 0
+	if name.full {
+		i = 1
+	}
+	if name.spare {
+		i += 2
+	}
+	return &c.wide[name.level-anywhere][i]
+}
 
 // list puts m into the rings where it belongs.
 func (t *Tracker) list(m *member) {
@@ -32,8 +56,8 @@ func (t *Tracker) list(m *member) {
 	}
 	some := m.have.count > 0 || m.act != nil && m.act.receiving.count > 0
 	if m.listed {
-		if some && m.level[0].full == m.isFull() && m.level[0].spare == t.spare(m) {
-			m.show()
+		if some && m.asFull == m.isFull() && m.asSpare == t.spare(m) {
+			m.mark(m.show())
 			return
 		}
 		t.unlist(m)
@@ -43,53 +67,73 @@ func (t *Tracker) list(m *member) {
 	}
 	m.listed = true
 	full, spare := m.isFull(), t.spare(m)
-	m.level = [3]ringName{{level: anywhere, full: full, spare: spare}}
-	switch {
-	case m.peer.Seed:
-		m.level[0].level = seeding
-	default:
-		if m.peer.rack != "" {
-			m.level[1] = ringName{inRack, full, spare, m.peer.rack}
-		}
-		if m.peer.zone != "" {
-			m.level[2] = ringName{inZone, full, spare, m.peer.zone}
-		}
-	}
+	m.asFull, m.asSpare = full, spare
 	if full && spare {
 		m.c.fulls++
 	}
-	m.show()
-	for i, name := range m.level {
+	m.marked = m.show()
+	for i := range m.pos {
+		name := m.ringAt(i)
 		if name.level == nowhere {
 			continue
 		}
-		r := m.c.rings[name]
+		r := m.c.ring(name)
 		if r == nil {
 			r = &ring{}
 			m.c.rings[name] = r
 		}
-		m.pos[i] = len(r.at)
-		r.at = append(r.at, m)
+		m.pos[i] = int32(len(r.at))
+		r.at = append(r.at, listed{m, m.peer, m.marked})
 	}
 }
 
 // show has what m holds or reads be known, if it has not everything and may
-// serve those whom nobody is blocked on.
-func (m *member) show() {
-	if m.level[0].full || !m.level[0].spare {
+// serve those whom nobody is blocked on. It returns where m offers anything to
+// anybody.
+func (m *member) show() mask {
+	now, all := m.offering()
+	if !m.asFull && m.asSpare && m.shown != now {
+		m.c.offered.change(&m.shown, now)
+	}
+	return all
+}
+
+// offering returns where m offers anything to those whom nobody is blocked on,
+// and to anybody.
+func (m *member) offering() (now, all mask) {
+	now, all = m.holds, m.holds
+	if a := m.act; a != nil && a.receiving.count > 0 {
+		all = now.or(m.c.maskOf(&a.receiving))
+		switch a.near.count {
+		case 0:
+		case a.receiving.count:
+			now = all
+		default:
+			now = now.or(m.c.maskOf(&a.near))
+		}
+	}
+	return now, all
+}
+
+// mark has m be seen in its rings where it offers something. What it no longer
+// offers is left there: a mark is a hint.
+func (m *member) mark(offers mask) {
+	now := m.marked.or(offers)
+	if now == m.marked {
 		return
 	}
-	now := m.holds
-	if m.act != nil && m.act.near.count > 0 {
-		now = now.or(m.c.maskOf(&m.act.near))
+	m.marked = now
+	for i := range m.pos {
+		if name := m.ringAt(i); name.level != nowhere {
+			m.c.ring(name).at[m.pos[i]].marked = now
+		}
 	}
-	m.c.offered.change(&m.shown, now)
 }
 
 // spare reports whether m may serve more transfers that nobody is blocked on.
 // It may have as many as it takes itself: one that gives many at once, slowly,
 // keeps the links of all others idle.
-func (t *Tracker) spare(m *member) bool { return m.bulkOut < t.opt.BulkWidth }
+func (t *Tracker) spare(m *member) bool { return int(m.bulkOut) < t.opt.BulkWidth }
 
 // unlist takes m out of all rings.
 func (t *Tracker) unlist(m *member) {
@@ -97,56 +141,88 @@ func (t *Tracker) unlist(m *member) {
 		return
 	}
 	m.listed = false
-	if m.level[0].full && m.level[0].spare {
+	if m.asFull && m.asSpare {
 		m.c.fulls--
 	}
 	m.c.offered.change(&m.shown, mask{})
-	for i, name := range m.level {
+	for i := range m.pos {
+		name := m.ringAt(i)
 		if name.level == nowhere {
 			continue
 		}
-		r := m.c.rings[name]
+		r := m.c.ring(name)
 		last := r.at[len(r.at)-1]
 		r.at[m.pos[i]] = last
-		last.pos[last.slot(name)] = m.pos[i]
-		r.at[len(r.at)-1] = nil
+		last.m.pos[i] = m.pos[i]
+		r.at[len(r.at)-1] = listed{}
 		r.at = r.at[:len(r.at)-1]
-		if len(r.at) == 0 {
+		if len(r.at) == 0 && name.level < anywhere {
 			delete(m.c.rings, name)
 		}
 	}
 }
 
-// slot returns which of m's rings has that name.
-func (m *member) slot(name ringName) int {
-	for i := range m.level {
-		if m.level[i].level == name.level {
-			return i
-		}
+// ringAt returns the name of the i-th ring in which m is, if it is listed: of
+// everybody, the seeds or the suspected, of its rack, of its zone. Not all are in all three.
+func (m *member) ringAt(i int) ringName {
+	name := ringName{full: m.asFull, spare: m.asSpare}
+	switch {
+	case i == 0 && m.suspect:
+		name.level = suspected
+	case m.suspect:
+	case i == 0 && m.peer.Seed:
+		name.level = seeding
+	case i == 0:
+		name.level = anywhere
+	case m.peer.Seed:
+	case i == 1 && m.peer.rack != "":
+		name.level, name.name = inRack, m.peer.rack
+	case i == 2 && m.peer.zone != "":
+		name.level, name.name = inZone, m.peer.zone
 	}
-	return 0
+	return name
 }
 
-// scan calls f with the members of a ring that have a free slot until it
-// returns true, from where the last scan ended. Those that have none are set
-// aside, so that nobody comes past them again before they have.
-func (t *Tracker) scan(r *ring, f func(*member) bool) {
+// isIn reports whether m, which is listed, is in the ring of that name.
+func (m *member) isIn(name ringName) bool {
+	if name.full != m.asFull || name.spare != m.asSpare {
+		return false
+	}
+	switch name.level {
+	case inRack:
+		return m.ringAt(1) == name
+	case inZone:
+		return m.ringAt(2) == name
+	}
+	return m.ringAt(0).level == name.level
+}
+
+// scan calls f with the members of a ring that have a free slot, and with a mask
+// those only that may have something there, until it returns true, from where
+// the last scan ended. Those that have no slot are set aside, so that nobody
+// comes past them again before they have.
+func (t *Tracker) scan(r *ring, seek mask, f func(*member) bool) {
 	if r == nil {
 		return
 	}
 	start := min(r.next, len(r.at))
-	if t.scanPart(r, start, len(r.at), f) {
+	if t.scanPart(r, start, len(r.at), seek, f) {
 		return
 	}
 	// A member set aside is replaced by the last one: nobody is left out, some
 	// may be looked at twice.
-	t.scanPart(r, 0, start, f)
+	t.scanPart(r, 0, start, seek, f)
 }
 
-func (t *Tracker) scanPart(r *ring, from, to int, f func(*member) bool) bool {
+func (t *Tracker) scanPart(r *ring, from, to int, seek mask, f func(*member) bool) bool {
+	all := seek == mask{}
 	for i := from; i < min(to, len(r.at)); {
-		m := r.at[i]
-		if m.peer.free() <= 0 {
+		if !all && !r.at[i].marked.meets(seek) {
+			i++
+			continue
+		}
+		m := r.at[i].m
+		if r.at[i].peer.free() <= 0 {
 			t.setAside(m)
 			continue
 		}

@@ -98,7 +98,8 @@ func (s *scenario) line(line string) []string {
 	case "options":
 		o := options(f[1:])
 		s.opt = Options{Width: s.number(o["width"]), MaxRun: int64(s.number(o["maxrun"])), BulkRun: int64(s.number(o["bulkrun"])),
-			MaxWants: s.number(o["maxwants"])}
+			MaxWants: s.number(o["maxwants"]), MaxBlobs: s.number(o["maxblobs"]),
+			MaxPieces: s.number(o["maxpieces"]), MaxAllPieces: s.number(o["maxallpieces"])}
 		return nil
 	case "blob":
 		n := int64(s.number(f[2]))

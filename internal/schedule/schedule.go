@@ -25,8 +25,9 @@
 //   - What a peer is sent by another has a digest that is known, or comes down
 //     the line from who reads it from the origin now.
 //   - A piece is never granted to who has it or is being sent it.
-//   - A source that sent bytes which fail their digest is not used for that
-//     blob again.
+//   - A source that sent a peer bytes which fail their digest is not used for
+//     that peer and blob again, and for others last; once two peers, on different hosts where that is
+//     known, have said so it is used for nobody.
 //   - A want that waits has no source: whoever could serve it has no free
 //     slot, or the origin has just failed, or, where nobody is blocked,
 //     Options.BulkWidth runs are being read from the origin, or seeds that are
@@ -117,6 +118,12 @@ type Options struct {
 	// MaxWants is how many wants of one peer are kept; default 4096. More are
 	// refused.
 	MaxWants int
+	// MaxBlobs is with how many blobs one peer has to do at most, and MaxPieces how
+	// many pieces these have together; default 100,000, and 67,108,864, which is
+	// 1 TiB where pieces are small. MaxAllPieces is how many all blobs have; default
+	// 268,435,456. A piece takes some 5 bytes, or 53 if its digest is known. What is
+	// beyond is refused.
+	MaxBlobs, MaxPieces, MaxAllPieces int
 }
 
 func (o Options) withDefaults() Options {
@@ -142,6 +149,9 @@ func (o Options) withDefaults() Options {
 	number(&o.BulkWidth, 3)
 	o.BulkWidth = min(o.BulkWidth, o.Width)
 	number(&o.MaxWants, 4096)
+	number(&o.MaxBlobs, 100_000)
+	number(&o.MaxPieces, 1<<26)
+	number(&o.MaxAllPieces, 1<<28)
 	return o
 }
 

@@ -1,84 +1,64 @@
 package schedule
 
-import (
-	"math/bits"
-	"slices"
-)
+import "slices"
 
 // span is the pieces from lo up to and not including hi.
 type span struct{ lo, hi int32 }
 
-// set is a set of the pieces of one blob: runs, or bits where those take less
-// memory.
+// fewSpans is how many runs a set has in itself. Most sets are what is on its
+// way to somebody, and that is not more.
+const fewSpans = 4
+
+// set is a set of the pieces of one blob: a few runs, or bits.
 type set struct {
-	n     int // how many pieces the blob has
-	count int // how many of them are in the set
-	runs  []span
-	bits  []uint64 // nil: runs is valid
+	bits  *dense
+	count int // how many pieces are in the set
+	n     int // how many the blob has
+	runs  int // how many of few there are, if there are no bits
+	few   [fewSpans]span
 }
 
 func newSet(n int) set { return set{n: n} }
 
-func (s *set) has(p int) bool { return s.next(p) == p && p < s.n }
+func (s *set) has(p int) bool {
+	if s.bits != nil {
+		return p < s.n && s.bits.has(p)
+	}
+	for i := range s.few[:s.runs] {
+		if r := s.few[i]; int(r.hi) > p {
+			return int(r.lo) <= p
+		}
+	}
+	return false
+}
 
 // next returns the first piece in the set from p on, or n.
 func (s *set) next(p int) int {
-	if s.bits == nil {
-		i := s.search(p)
-		if i == len(s.runs) {
-			return s.n
-		}
-		return max(p, int(s.runs[i].lo))
+	if s.bits != nil {
+		return min(s.bits.scan(p, 0, s.n), s.n)
 	}
-	return s.scan(p, 0)
+	for i := range s.few[:s.runs] {
+		if r := s.few[i]; int(r.hi) > p {
+			return max(p, int(r.lo))
+		}
+	}
+	return s.n
 }
 
 // gap returns the first piece not in the set from p on, or n.
 func (s *set) gap(p int) int {
-	if s.bits == nil {
-		i := s.search(p)
-		if i == len(s.runs) || int(s.runs[i].lo) > p {
-			return min(p, s.n)
+	if s.bits != nil {
+		return min(s.bits.scan(p, ^uint64(0), s.n), s.n)
+	}
+	for i := range s.few[:s.runs] {
+		if r := s.few[i]; int(r.hi) > p {
+			if int(r.lo) > p {
+				return min(p, s.n)
+			}
+			return int(r.hi)
 		}
-		return int(s.runs[i].hi)
 	}
-	return s.scan(p, ^uint64(0))
-}
-
-// scan returns the first piece from p on whose bit is set after flipping.
-func (s *set) scan(p int, flip uint64) int {
-	if p >= s.n {
-		return s.n
-	}
-	word := (s.bits[p/64] ^ flip) &^ (1<<(p%64) - 1)
-	for i := p / 64; ; {
-		if word != 0 {
-			return min(i*64+bits.TrailingZeros64(word), s.n)
-		}
-		if i++; i == len(s.bits) {
-			return s.n
-		}
-		word = s.bits[i] ^ flip
-	}
-}
-
-// search returns the index of the first run that ends after p.
-func (s *set) search(p int) int { return searchRuns(s.runs, p) }
-
-func searchRuns(runs []span, p int) int {
-	// Halving without a branch to guess: much of a Tracker's time goes by here.
-	at, n := 0, len(runs)
-	for n > 1 {
-		half := n / 2
-		if int(runs[at+half-1].hi) <= p {
-			at += half
-		}
-		n -= half
-	}
-	if n == 1 && int(runs[at].hi) <= p {
-		at++
-	}
-	return at
+	return min(p, s.n)
 }
 
 // add puts the pieces from lo up to and not including hi into the set.
@@ -87,84 +67,97 @@ func (s *set) add(lo, hi int) {
 		return
 	}
 	if s.bits != nil {
-		s.setBits(lo, hi, true)
+		s.put(lo, hi, true)
 		return
 	}
-	i, j := s.search(lo-1), 0 // a run that ends at lo joins
-	merged := span{int32(lo), int32(hi)}
-	for j = i; j < len(s.runs) && int(s.runs[j].lo) <= hi; j++ {
-		merged.lo, merged.hi = min(merged.lo, s.runs[j].lo), max(merged.hi, s.runs[j].hi)
-		s.count -= int(s.runs[j].hi - s.runs[j].lo)
+	var out [fewSpans + 1]span
+	k := 0
+	merged, placed := span{int32(lo), int32(hi)}, false
+	for _, r := range s.few[:s.runs] {
+		switch {
+		case r.hi < merged.lo:
+			out[k] = r
+			k++
+			continue
+		case r.lo > merged.hi && !placed:
+			out[k], placed = merged, true
+			k++
+		case !placed:
+			merged.lo, merged.hi = min(merged.lo, r.lo), max(merged.hi, r.hi)
+			s.count -= int(r.hi - r.lo)
+			continue
+		}
+		out[k] = r
+		k++
+	}
+	if !placed {
+		out[k] = merged
+		k++
 	}
 	s.count += int(merged.hi - merged.lo)
-	s.runs = slices.Replace(s.runs, i, j, merged)
-	s.compact()
+	s.become(out[:k])
 }
 
 // remove takes the pieces from lo up to and not including hi out of the set.
 func (s *set) remove(lo, hi int) {
-	if lo >= hi {
+	if lo >= hi || s.count == 0 {
 		return
 	}
 	if s.bits != nil {
-		s.setBits(lo, hi, false)
+		s.put(lo, hi, false)
 		return
 	}
-	i := s.search(lo)
-	var left [2]span
-	keep, j := left[:0], i
-	for ; j < len(s.runs) && int(s.runs[j].lo) < hi; j++ {
-		r := s.runs[j]
+	var out [fewSpans + 1]span
+	k := 0
+	for _, r := range s.few[:s.runs] {
+		if int(r.hi) <= lo || int(r.lo) >= hi {
+			out[k] = r
+			k++
+			continue
+		}
 		s.count -= int(min(r.hi, int32(hi)) - max(r.lo, int32(lo)))
 		if int(r.lo) < lo {
-			keep = append(keep, span{r.lo, int32(lo)})
+			out[k] = span{r.lo, int32(lo)}
+			k++
 		}
 		if int(r.hi) > hi {
-			keep = append(keep, span{int32(hi), r.hi})
+			out[k] = span{int32(hi), r.hi}
+			k++
 		}
 	}
-	s.runs = slices.Replace(s.runs, i, j, keep...)
-	s.compact()
+	s.become(out[:k])
 }
 
-func (s *set) setBits(lo, hi int, on bool) {
-	for lo < hi {
-		end := min(hi, (lo/64+1)*64)
-		mask := ^uint64(0) >> (64 - (end - lo)) << (lo % 64)
-		word := &s.bits[lo/64]
-		s.count -= bits.OnesCount64(*word)
-		if on {
-			*word |= mask
-		} else {
-			*word &^= mask
-		}
-		s.count += bits.OnesCount64(*word)
-		lo = end
-	}
-	switch s.count {
-	case 0:
-		s.runs, s.bits = nil, nil
-	case s.n:
-		s.runs, s.bits = []span{{0, int32(s.n)}}, nil
-	}
-}
-
-// compact goes over to bits when the runs take more memory: 64 bits each.
-func (s *set) compact() {
-	if len(s.runs) <= max(8, s.n/64) {
+// become has the set, which has no bits, be of those runs.
+func (s *set) become(runs []span) {
+	if len(runs) <= fewSpans {
+		s.runs = copy(s.few[:], runs)
 		return
 	}
-	b := make([]uint64, (s.n+63)/64)
-	old := s.runs
-	s.runs, s.bits, s.count = nil, b, 0
-	for _, r := range old {
-		s.setBits(int(r.lo), int(r.hi), true)
+	s.bits, s.runs = &dense{}, 0
+	for _, r := range runs {
+		s.bits.put(int(r.lo), int(r.hi), true, s.n)
+	}
+}
+
+func (s *set) put(lo, hi int, on bool) {
+	s.count += s.bits.put(lo, hi, on, s.n)
+	switch s.count {
+	case 0:
+		s.bits, s.runs = nil, 0
+	case s.n:
+		s.bits, s.runs = nil, 1
+		s.few[0] = span{0, int32(s.n)}
 	}
 }
 
 func (s *set) clone() set {
 	c := *s
-	c.runs, c.bits = slices.Clone(s.runs), slices.Clone(s.bits)
+	if s.bits != nil {
+		own := *s.bits
+		own.chunks = slices.Clone(own.chunks)
+		c.bits = &own
+	}
 	return c
 }
 
@@ -179,8 +172,8 @@ func (s *set) addRuns(runs []Run) {
 // each calls f with the runs of the set in order. f must not change it.
 func (s *set) each(f func(lo, hi int)) {
 	if s.bits == nil {
-		for _, r := range s.runs {
-			f(int(r.lo), int(r.hi))
+		for i := range s.runs {
+			f(int(s.few[i].lo), int(s.few[i].hi))
 		}
 		return
 	}
@@ -192,7 +185,13 @@ func (s *set) each(f func(lo, hi int)) {
 }
 
 // addSet puts what is in other into the set.
-func (s *set) addSet(other *set) { other.each(s.add) }
+func (s *set) addSet(other *set) {
+	for lo := other.next(0); lo < other.n; {
+		hi := other.gap(lo)
+		s.add(lo, hi)
+		lo = other.next(hi)
+	}
+}
 
 // removeSet takes what is in other, another set, out of the set.
 func (s *set) removeSet(other *set) {
@@ -219,20 +218,25 @@ func both(a, b *set) set {
 }
 
 // list returns the set as runs in order.
-func (s *set) list() []Run {
-	var out []Run
-	s.each(func(lo, hi int) { out = append(out, Run{lo, hi - lo}) })
+func (s *set) list() []Run { return s.appendTo(nil) }
+
+func (s *set) appendTo(out []Run) []Run {
+	for lo := s.next(0); lo < s.n; {
+		hi := s.gap(lo)
+		out = append(out, Run{lo, hi - lo})
+		lo = s.next(hi)
+	}
 	return out
 }
 
-// hull returns the shortest span that has the whole set in it.
+// hull returns the shortest span that has the whole set in it, or a longer one.
 func (s *set) hull() span {
 	lo := s.next(0)
 	hi := lo
-	if s.bits == nil && len(s.runs) > 0 {
-		hi = int(s.runs[len(s.runs)-1].hi)
-	} else if s.bits != nil {
+	if s.bits != nil {
 		hi = s.n
+	} else if s.runs > 0 {
+		hi = int(s.few[s.runs-1].hi)
 	}
 	return span{int32(lo), int32(hi)}
 }
@@ -243,43 +247,24 @@ func common(a, b *set, p int) int { return commonWithin(a, b, p, a.n) }
 // commonWithin returns the first piece from p on that is in both sets, or n if
 // there is none before end.
 func commonWithin(a, b *set, p, end int) int {
-	i, j := cursor{set: a}, cursor{set: b}
+	if a.count == 0 || b.count == 0 {
+		return a.n
+	}
+	if a.bits != nil && b.bits != nil {
+		if p = a.bits.common(b.bits, p, end); p < end {
+			return p
+		}
+		return a.n
+	}
 	for p < end {
-		p = i.next(p)
-		q := j.next(p)
+		p = a.next(p)
+		q := b.next(p)
 		if q == p && q < end {
 			return q
 		}
 		p = q
 	}
 	return a.n
-}
-
-// cursor goes through a set, from one piece to a later one.
-type cursor struct {
-	set *set
-	at  int // all runs before this one are passed
-}
-
-// next returns the first piece in the set from p on, or n. p must not be less
-// than at the last call.
-func (k *cursor) next(p int) int {
-	s := k.set
-	if s.bits != nil {
-		return s.scan(p, 0)
-	}
-	// Members' sets are alike, so it is mostly one of the next runs.
-	step := 1
-	for k.at+step < len(s.runs) && int(s.runs[k.at+step-1].hi) <= p {
-		k.at += step
-		step *= 2
-	}
-	end := min(k.at+step, len(s.runs))
-	k.at += searchRuns(s.runs[k.at:end], p)
-	if k.at == len(s.runs) {
-		return s.n
-	}
-	return max(p, int(s.runs[k.at].lo))
 }
 
 // cut returns the pieces of r that a blob of n pieces has.

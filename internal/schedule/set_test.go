@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 )
@@ -58,6 +59,38 @@ func FuzzSet(f *testing.F) {
 			t.Fatalf("%v became %v", s.list(), again.list())
 		}
 	})
+}
+
+// TestSupply compares a supply with counts, in blobs whose last block is short.
+func TestSupply(t *testing.T) {
+	chance := rand.New(rand.NewPCG(1, 2))
+	for _, n := range []int{1, 63, 64, 200, 1000} {
+		s, counts := newSupply(n), make([]int, n)
+		var offered []span
+		for range 2000 {
+			lo := chance.IntN(n)
+			hi := lo + 1 + chance.IntN(n-lo)
+			if chance.IntN(2) == 0 { // whole blocks
+				lo, hi = lo/supplyBlock*supplyBlock, min(n, (hi+supplyBlock-1)/supplyBlock*supplyBlock)
+			}
+			by := 1
+			if i := len(offered) - 1; i >= 0 && chance.IntN(2) == 0 {
+				lo, hi, by = int(offered[i].lo), int(offered[i].hi), -1
+				offered = offered[:i]
+			} else {
+				offered = append(offered, span{int32(lo), int32(hi)})
+			}
+			s.add(lo, hi, int32(by))
+			for p := lo; p < hi; p++ {
+				counts[p] += by
+			}
+			for p := range n {
+				if s.of(p) != counts[p] || s.dark.has(p) != (counts[p] == 0) {
+					t.Fatalf("%d of %d: %d offer it, dark %v, want %d", p, n, s.of(p), s.dark.has(p), counts[p])
+				}
+			}
+		}
+	}
 }
 
 // TestRank: everybody gets the same order, and a name that goes moves only

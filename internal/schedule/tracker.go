@@ -2,7 +2,6 @@ package schedule
 
 import (
 	"cmp"
-	"container/list"
 	"slices"
 	"time"
 
@@ -13,15 +12,16 @@ import (
 type Tracker struct {
 	opt Options // constant after New
 
-	now   time.Time
-	seq   uint64 // of wants: who came first
-	peers map[PeerID]*peer
-	blobs map[string]*content
-	seeds []string // the names of peers that are seeds and stay, in order
+	now    time.Time
+	seq    uint64 // of wants: who came first
+	peers  map[PeerID]*peer
+	blobs  map[string]*content
+	pieces int      // that blobs have
+	seeds  []string // the names of peers that are seeds and stay, in order
 
 	// Those with the nearest deadline are in front: whoever makes progress goes
 	// to the back.
-	leases, transfers list.List
+	leases, transfers queue
 	pauses            [kinds][]pause // by kind, because then the next to end is in front
 	hungry            []*content     // those with wants in their queues, see content.hungryAt
 
@@ -29,11 +29,19 @@ type Tracker struct {
 	dirty   []*want
 	retries []*content
 	wakes   []wake
+	woken   int        // how many of wakes are done
+	batch   []*want    // room for dirty
 	idle    []*member  // maybe
 	hoards  []*content // for which something is not leased although it could be
 	useful  set        // what find looks for
 	waiting []*want    // maybe
 	out     []Action
+
+	// What has ended and may begin anew; wants with the end of the step.
+	freeTransfers spares[transfer]
+	freeWants     spares[want]
+	freeActs      spares[activity]
+	ended         []*want
 }
 
 // New returns a Tracker that knows nobody.
@@ -48,27 +56,35 @@ func (t *Tracker) Step(event Event, now time.Time) []Action {
 	event.apply(t)
 	t.settle()
 	t.park()
-	for _, m := range t.idle {
-		t.tidy(m)
+	for i := 0; i < len(t.idle); i++ { // to tidy one may leave another idle
+		t.tidy(t.idle[i])
 	}
+	for _, w := range t.ended {
+		*w = want{}
+		t.freeWants.give(w)
+	}
+	clear(t.ended)
 	out := t.out
-	t.idle, t.out = t.idle[:0], nil
+	t.idle, t.ended, t.out = t.idle[:0], t.ended[:0], nil
 	return out
 }
 
-// peer is one that has joined.
+// peer is one that has joined. What is asked of very many, one after the other,
+// comes first, here and in member: each is a line of memory that is far away.
 type peer struct {
-	PeerJoined
-	rack, zone string // what rings are named by, empty if unknown
-
-	near, nearBulk []ringName // see nearest; nil until they are asked for
-
 	used, other int       // slots that are taken: by us, by others
+	slots       int       // it has
 	busyUntil   time.Time // zero unless it said that it is busy; a Tick clears it
 	leaving     bool
-	members     []*member
-	aside       []*member // taken out of their rings until a slot is free
-	wants       map[uint64]*want
+	at          index[*content, *member]
+
+	PeerJoined        // but for UploadSlots, see slots
+	rack, zone string // what rings are named by, empty if unknown
+
+	members []*member
+	aside   []*member // taken out of their rings until a slot is free
+	pieces  int       // that the blobs of its members have
+	wants   index[uint64, *want]
 }
 
 // free returns how many more transfers p can serve now.
@@ -76,34 +92,33 @@ func (p *peer) free() int {
 	if p.leaving || !p.busyUntil.IsZero() {
 		return 0
 	}
-	return p.UploadSlots - p.used - p.other
+	return p.slots - p.used - p.other
 }
 
 // mute reports whether p is no source at all. One that has slots, all of them
 // taken, is waited for.
-func (p *peer) mute() bool { return p.leaving || p.UploadSlots <= 0 }
+func (p *peer) mute() bool { return p.leaving || p.slots <= 0 }
 
 // content is a blob.
 type content struct {
 	name    string
 	shape   Shape
-	n       int // pieces
-	maxRun  int // pieces of the longest transfer
-	bulkRun int // pieces of the longest that nobody is blocked on; where they start, too
-	hops    int // over how many members pieces come that nobody is blocked on
-	extent  int // pieces that one seed reads
-	grain   int // pieces of a block, a multiple of bulkRun
-	members map[*peer]*member
+	n       int             // pieces
+	maxRun  int             // pieces of the longest transfer
+	bulkRun int             // pieces of the longest that nobody is blocked on; where they start, too
+	hops    int             // over how many members pieces come that nobody is blocked on
+	extent  int             // pieces that one seed reads
+	grain   int             // pieces of a block, a multiple of bulkRun
 	order   []*member       // the members, in an order that events alone determine
 	dropped map[PeerID]bool // who sent corrupt bytes
+	accused []accusation    // of doing so
 	all     set             // every piece; what full members have, never changed
 
 	// What is on offer by members that are not muted: full says how many have
 	// everything, avail how many of the others have a piece or are being sent
-	// it, and dark has the pieces for which that is 0.
+	// it.
 	full  int
-	avail []uint32
-	dark  bitmap
+	avail supply
 
 	sums     []PieceSum // nil as long as none is known; a set one is never written again: actions share them
 	summed   bitmap
@@ -114,7 +129,8 @@ type content struct {
 
 	// What members in rings of the spare hold or read from the origin, if not
 	// everything; how many of those have everything; and what those need who
-	// wait and whom nobody is blocked on, or who are late.
+	// wait and whom nobody is blocked on, or who are late, and what those needed
+	// who waited.
 	offered tally
 	fulls   int
 	wanted  tally
@@ -129,13 +145,15 @@ type content struct {
 	feeding  int
 	hoarding bool
 
-	bulk     int // leases for which nobody is blocked
-	avoiders int // how many avoidances its members have
-	rings    map[ringName]*ring
-	queue    [3]line // wants that wait, by want.line
-	late     int     // how many wants of the last line are demands
-	hungryAt int     // index in Tracker.hungry, or -1
-	retrying bool    // in Tracker.retries
+	bulk     int                // leases for which nobody is blocked
+	avoiders int                // how many avoidances its members have
+	rings    map[ringName]*ring // of racks and zones
+	wide     [3][4]ring         // of anywhere and what follows, see content.ring
+	freeActs *spares[activity]  // the tracker's
+	queue    [3]line            // wants that wait, by want.line
+	late     int                // how many wants of the last line are demands
+	hungryAt int                // index in Tracker.hungry, or -1
+	retrying bool               // in Tracker.retries
 }
 
 // reservation says who is to be leased pieces next.
@@ -146,22 +164,25 @@ type reservation struct {
 
 // member is a peer that has to do with a blob.
 type member struct {
-	peer        *peer
-	c           *content
-	index, rank int  // in peer.members and c.order
-	start       int  // where it begins with what nobody is blocked on
-	have        *set // &c.all if everything
-	muted       bool // not a source: dropped, about to leave, or without slots
-	gone        bool // it has been forgotten
-
+	peer          *peer
+	act           *activity // nil while nothing goes on
+	have          *set      // &own, or &c.all if everything
+	muted         bool      // not a source: dropped, about to leave, or without slots
+	gone          bool      // it has been forgotten
+	suspect       bool      // somebody says that it sent corrupt bytes
 	listed, aside bool
-	level         [3]ringName // where it is listed
-	pos           [3]int
+	asFull        bool  // it is listed as one that has everything,
+	asSpare       bool  // as one that may serve more that nobody is blocked on
+	bulkOut       int32 // how many transfers it serves that nobody is blocked on
+	own           set
 	holds         mask // where it has pieces
-	shown         mask // what content.offered counts of it
-	bulkOut       int  // how many transfers it serves that nobody is blocked on
 
-	act *activity // nil while nothing goes on
+	c           *content
+	index, rank int      // in peer.members and c.order
+	start       int      // where it begins with what nobody is blocked on
+	pos         [3]int32 // in the rings of ringAt
+	shown       mask     // what content.offered counts of it
+	marked      mask     // what its rings have of it: at least where it offers something
 }
 
 // activity is what goes on at a member.
@@ -169,16 +190,23 @@ type activity struct {
 	receiving set // what it is being sent or reads from the origin
 	leased    set // what it reads from the origin
 	near      set // what of receiving comes over less than maxHops others
-	in, out   []*transfer
+	in        []inbound
+	out       []*transfer
 	wants     []*want
 	avoid     []avoidance
 	noOrigin  time.Time // zero unless the origin failed it; a Tick clears it
+
+	// Where the lists begin: what is looked at together lies together.
+	firstIn    [4]inbound
+	firstOut   [4]*transfer
+	firstWants [2]*want
 }
 
-// avoidance says that a member takes nothing from a peer for a while.
+// avoidance says that a member takes nothing from a peer for a while, or never
+// again.
 type avoidance struct {
 	peer  *peer
-	until time.Time
+	until time.Time // zero if never again, see Tracker.distrust
 }
 
 // transfer is pieces on their way to a member, from another or the origin.
@@ -191,7 +219,14 @@ type transfer struct {
 	inAt, outAt int  // in to.act.in and from.act.out
 	bulk        bool // nobody is blocked on it: content.bulk or from.bulkOut counts it
 	deadline    time.Time
-	place       *list.Element // in Tracker.leases or Tracker.transfers
+
+	ahead, behind *transfer // in Tracker.leases or Tracker.transfers
+}
+
+// inbound is a transfer to a member, and among which pieces its are.
+type inbound struct {
+	*transfer
+	in span
 }
 
 // want is what a member wants.
@@ -245,6 +280,7 @@ type wake struct {
 	in     span // among which m's new pieces are
 	calm   bool // only those that nobody is blocked on
 	urgent bool // only those that somebody is blocked on
+	relist bool // m may serve more, and is to be listed so unless it is taken at once
 	p      *peer
 }
 
@@ -255,9 +291,9 @@ type wake struct {
 func (t *Tracker) settle() {
 	for {
 		switch {
-		case len(t.wakes) > 0:
-			w := t.wakes[0]
-			t.wakes = t.wakes[1:]
+		case t.woken < len(t.wakes):
+			w := t.wakes[t.woken]
+			t.woken++
 			t.wakeUp(w)
 		case len(t.retries) > 0:
 			c := t.retries[0]
@@ -266,7 +302,7 @@ func (t *Tracker) settle() {
 			t.retryAll(c)
 		case len(t.dirty) > 0:
 			batch := t.dirty
-			t.dirty = nil
+			t.dirty = t.batch[:0]
 			slices.SortFunc(batch, func(a, b *want) int {
 				return cmp.Or(cmp.Compare(a.place(), b.place()), cmp.Compare(a.seq, b.seq))
 			})
@@ -275,7 +311,11 @@ func (t *Tracker) settle() {
 				t.serve(w, w.search)
 				w.search = false
 			}
+			clear(batch)
+			t.batch = batch[:0]
 		case !t.spent():
+			clear(t.wakes)
+			t.wakes, t.woken = t.wakes[:0], 0
 			return
 		}
 	}
@@ -332,6 +372,9 @@ func (t *Tracker) wakeUp(w wake) {
 				t.offer(w.m, line, w.in)
 			}
 		}
+		if w.relist && !w.m.gone {
+			t.list(w.m)
+		}
 		return
 	}
 	p := w.p
@@ -352,7 +395,7 @@ func (t *Tracker) wakeUp(w wake) {
 	if len(t.hungry) < len(members) {
 		members = nil
 		for _, c := range t.hungry {
-			if m := c.members[p]; m != nil {
+			if m := c.of(p); m != nil {
 				members = append(members, m)
 			}
 		}

@@ -17,20 +17,30 @@ func hopsOf(bulkRun int) int {
 	return maxHops
 }
 
+// parcel is what the grant of a transfer mostly takes, in one piece.
+type parcel struct {
+	parts   [1]Part
+	runs    [1]Run
+	sources [2]Source
+}
+
 // begin has pieces on their way to a member: from another, or from the origin
 // if from is nil. w is the want that made it necessary.
 func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 	c, a := to.c, to.busy()
-	x := &transfer{to: to, from: from, pieces: pieces, inAt: len(a.in)}
-	part := Part{Runs: pieces.list()}
-	a.in = append(a.in, x)
+	x := t.freeTransfers.take()
+	*x = transfer{to: to, from: from, pieces: pieces, inAt: len(a.in)}
+	box := &parcel{}
+	part := &box.parts[0]
+	part.Runs = pieces.appendTo(box.runs[:0])
+	a.in = append(a.in, inbound{x, pieces.hull()})
 	a.receiving.addSet(&pieces)
 	pieces.each(func(lo, hi int) { to.count(lo, hi, 1) })
 	c.remember(to, &pieces)
 	if from == nil {
-		t.beginLease(w, x, &part)
+		t.beginLease(w, x, part)
 	} else {
-		t.beginFrom(w, x, &part)
+		t.beginFrom(w, x, box)
 	}
 	near := from == nil || x.hops < c.hops
 	if near {
@@ -49,9 +59,13 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 	if w.m == to {
 		x.want = w
 		w.active++
-		w.parts = append(w.parts, part)
+		if w.parts == nil {
+			w.parts = box.parts[:]
+		} else {
+			w.parts = append(w.parts, *part)
+		}
 	} else {
-		t.emit(Grant{To: to.peer.ID, Blob: c.name, Shape: c.shape, Origin: w.origin, Priority: w.prio, Parts: []Part{part}})
+		t.emit(Grant{To: to.peer.ID, Blob: c.name, Shape: c.shape, Origin: w.origin, Priority: w.prio, Parts: box.parts[:]})
 	}
 	t.list(to)
 	t.wakeMember(to, pieces.hull(), !near)
@@ -60,7 +74,7 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 func (t *Tracker) beginLease(w *want, x *transfer, part *Part) {
 	c := x.to.c
 	x.deadline = t.now.Add(t.opt.LeaseLife)
-	x.place = t.leases.PushBack(x)
+	t.leases.push(x)
 	x.to.act.leased.addSet(&x.pieces)
 	x.pieces.each(func(lo, hi int) { c.leased.put(lo, hi, true) })
 	if w.bulk() {
@@ -74,12 +88,13 @@ func (t *Tracker) beginLease(w *want, x *transfer, part *Part) {
 	part.Lease = x.deadline
 }
 
-func (t *Tracker) beginFrom(w *want, x *transfer, part *Part) {
+func (t *Tracker) beginFrom(w *want, x *transfer, box *parcel) {
+	part := &box.parts[0]
 	x.deadline = t.now.Add(t.opt.TransferLife)
-	x.place = t.transfers.PushBack(x)
+	t.transfers.push(x)
 	out := x.from.busy()
 	for _, up := range out.in {
-		if up.hops >= x.hops && common(&up.pieces, &x.pieces, 0) < x.to.c.n {
+		if x.pieces.next(int(up.in.lo)) < int(up.in.hi) && up.hops >= x.hops && common(&up.pieces, &x.pieces, 0) < x.to.c.n {
 			x.hops = up.hops + 1
 		}
 	}
@@ -93,7 +108,7 @@ func (t *Tracker) beginFrom(w *want, x *transfer, part *Part) {
 			x.to.c.feeding++
 		}
 	}
-	part.Sources = []Source{{x.from.peer.ID, x.from.peer.Addr}}
+	part.Sources = append(box.sources[:0], Source{x.from.peer.ID, x.from.peer.Addr})
 	if second := t.second(w, x); second != nil {
 		x.second = second.peer.ID
 		part.Sources = append(part.Sources, Source{second.peer.ID, second.peer.Addr})
@@ -111,20 +126,22 @@ func (t *Tracker) end(x *transfer) {
 	in := x.to.act
 	last := in.in[len(in.in)-1]
 	in.in[x.inAt], last.inAt = last, x.inAt
-	in.in = slices.Delete(in.in, len(in.in)-1, len(in.in))
+	in.in[len(in.in)-1] = inbound{}
+	in.in = in.in[:len(in.in)-1]
 	t.mayIdle(x.to)
 	if x.from == nil {
-		t.leases.Remove(x.place)
+		t.leases.remove(x)
 		if x.bulk {
 			x.to.c.bulk--
 			t.retry(x.to.c)
 		}
 	} else {
-		t.transfers.Remove(x.place)
+		t.transfers.remove(x)
 		out := x.from.act
 		last := out.out[len(out.out)-1]
 		out.out[x.outAt], last.outAt = last, x.outAt
-		out.out = slices.Delete(out.out, len(out.out)-1, len(out.out))
+		out.out[len(out.out)-1] = nil
+		out.out = out.out[:len(out.out)-1]
 		t.release(x)
 		t.mayIdle(x.from)
 	}
@@ -137,6 +154,8 @@ func (t *Tracker) end(x *transfer) {
 		}
 		t.finishDone(x.want)
 	}
+	*x = transfer{pieces: newSet(x.to.c.n)}
+	t.freeTransfers.give(x)
 }
 
 // release frees the slot that x had, and wakes those who could not have it.
@@ -149,13 +168,14 @@ func (t *Tracker) release(x *transfer) {
 		if p.Seed {
 			m.c.feeding--
 		}
-		t.list(m)
 	}
 	switch {
 	case !free:
+		t.list(m)
 		t.wakePeer(p)
 	case !spare && t.spare(m):
-		t.wakes = append(t.wakes, wake{m: m, in: m.c.everything(), calm: true})
+		// Mostly it is taken again at once, and was never listed as free.
+		t.wakes = append(t.wakes, wake{m: m, in: m.c.everything(), calm: true, relist: true})
 	}
 }
 
@@ -163,11 +183,13 @@ func (t *Tracker) release(x *transfer) {
 func (t *Tracker) renew(x *transfer) {
 	if x.from == nil {
 		x.deadline = t.now.Add(t.opt.LeaseLife)
-		t.leases.MoveToBack(x.place)
+		t.leases.remove(x)
+		t.leases.push(x)
 		return
 	}
 	x.deadline = t.now.Add(t.opt.TransferLife)
-	t.transfers.MoveToBack(x.place)
+	t.transfers.remove(x)
+	t.transfers.push(x)
 }
 
 // sever takes pieces out of a transfer before they have arrived, and with them
@@ -236,7 +258,10 @@ func (t *Tracker) arrive(m *member, got *set) {
 		}
 		t.answer(m, got)
 		for i := len(a.in) - 1; i >= 0; i-- {
-			x, before := a.in[i], a.in[i].pieces.count
+			if moved.next(int(a.in[i].in.lo)) >= int(a.in[i].in.hi) {
+				continue
+			}
+			x, before := a.in[i].transfer, a.in[i].pieces.count
 			x.pieces.removeSet(&moved)
 			if x.pieces.count == 0 {
 				t.end(x) // another takes its place, which has been looked at
@@ -308,7 +333,8 @@ func (t *Tracker) finish(w *want) {
 	if w.pieces.count > 0 {
 		w.m.c.hoard.put(0, w.m.c.n, false) // maybe nobody wants it any more
 	}
-	delete(w.m.peer.wants, w.id)
+	w.m.peer.wants.remove(w.id)
+	t.ended = append(t.ended, w)
 	a := w.m.act
 	i := slices.Index(a.wants, w)
 	a.wants = slices.Delete(a.wants, i, i+1)

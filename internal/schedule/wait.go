@@ -71,14 +71,16 @@ func (q *line) remove(w *want) {
 // free slots.
 func (t *Tracker) offer(m *member, line int, in span) {
 	c := m.c
-	if m.muted || c.members[m.peer] != m {
+	if m.muted || m.gone {
 		return
 	}
-	seek := m.shown.and(c.maskWithin(in))
 	known := line != int(blob.Demand) && c.late == 0 && !m.isFull()
-	if !known {
-		seek = mask{}
-	} else if !c.wanted.some.meets(seek) {
+	var seek mask
+	if known {
+		now, _ := m.offering()
+		seek = now.and(c.maskWithin(in))
+	}
+	if known && !c.wanted.some.meets(seek) {
 		return
 	}
 	t.each(c, line, seek, func(w *want) bool {
@@ -139,8 +141,12 @@ func (t *Tracker) enqueue(w *want) {
 		}
 	}
 	var shown mask
-	if waits && line != int(blob.Demand) {
+	switch {
+	case w.finished || line == int(blob.Demand):
+	case waits:
 		shown = w.mask
+	default:
+		shown = w.shown // it will wait again
 	}
 	c.wanted.change(&w.shown, shown)
 	if waits {

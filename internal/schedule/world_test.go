@@ -92,8 +92,8 @@ func (w *world) step(e Event) {
 		w.act(a)
 	}
 	for id, p := range w.tracker.peers {
-		if p.used > before[id] && p.used+p.other > p.UploadSlots {
-			w.wrong = append(w.wrong, fmt.Sprintf("%s serves %d and has %d slots", id, p.used, p.UploadSlots))
+		if p.used > before[id] && p.used+p.other > p.slots {
+			w.wrong = append(w.wrong, fmt.Sprintf("%s serves %d and has %d slots", id, p.used, p.slots))
 		}
 	}
 	w.wrong = append(w.wrong, check(w.tracker)...)
@@ -289,7 +289,7 @@ func (w *world) hungry() []string {
 func (w *world) finish(rounds int) []string {
 	for _, a := range w.peers {
 		if a.joined {
-			w.step(Uploading{Peer: a.id, Slots: w.tracker.peers[a.id].UploadSlots})
+			w.step(Uploading{Peer: a.id, Slots: w.tracker.peers[a.id].slots})
 		}
 	}
 	for range rounds {
