@@ -19,6 +19,7 @@ import (
 type distributeFlags struct {
 	nodes, seeds           int
 	size, rate, modes      string
+	copies                 bool
 	skimmer, workDir, file string // file is the chart
 }
 
@@ -29,12 +30,17 @@ func newBenchDistributeCommand(a *app) *cobra.Command {
 		Short: "Measure how long a file takes from one origin to many nodes",
 		Long: `Make nodes out of network namespaces, each with a link of its own bandwidth to a
 switch, and have all of them fetch the same file from an HTTP server at once,
-onto the disk and with its checksum computed. Two ways take turns, on fresh
-nodes:
+onto the disk. Two ways take turns, on fresh nodes:
 
-  direct  every node fetches all of it from the origin
-  swarm   skimmer get on every node, each with a skimmer peer of its own that
-          has nothing, and one skimmer scheduler
+  direct  every node fetches all of it from the origin, writes it to a file and
+          computes its checksum
+  swarm   skimmer get --keep on every node, each with a skimmer peer of its own
+          that has nothing, and one skimmer scheduler
+
+A node is done when it has all of the file on disk and checked: in mode swarm in
+its store, each piece compared with its digest. With --copies, skimmer get writes
+it to a file beside the store as well, and both times are reported. What nodes
+have is compared with the original after the measurement.
 
 The fluid bound is how long it would take if bytes were a liquid: the largest of
 F/u_origin, F/d_peer and N*F/(u_origin + sum of u_peer). Bytes that leave the
@@ -43,7 +49,7 @@ the headers of Ethernet, IP and TCP, about 5 %.
 
 Nothing of it is visible outside or stays: namespaces have no names, files are in
 a temporary directory, and both are gone when the command ends, which Ctrl-C
-makes it do early. The directory needs room for the file three times per node.`,
+makes it do early. The directory needs room for the file twice per node.`,
 		Example: `  skimmer bench distribute
   skimmer bench distribute --nodes 4 --size 256MiB --rate 500Mbit --modes swarm
   skimmer bench distribute --svg distribute.svg --output json > distribute.json`,
@@ -56,6 +62,7 @@ makes it do early. The directory needs room for the file three times per node.`,
 	fl.IntVar(&f.seeds, "seeds", 0, "how many seeds there are beside them")
 	fl.StringVar(&f.size, "size", "1GiB", "size of the file")
 	fl.StringVar(&f.rate, "rate", "200Mbit", "bandwidth of every link in each direction; 0 is as fast as the machine is")
+	fl.BoolVar(&f.copies, "copies", false, "in mode swarm write the file beside the store too")
 	fl.StringVar(&f.modes, "modes", "direct,swarm", "what is compared")
 	fl.StringVar(&f.file, "svg", "", "file to draw a chart into: what each node had received as time went on")
 	fl.StringVar(&f.skimmer, "skimmer", "", "program of mode swarm (default: this one)")
@@ -68,7 +75,7 @@ makes it do early. The directory needs room for the file three times per node.`,
 
 // config turns flags into an experiment; its Dir is not set.
 func (f distributeFlags) config() (distribute.Config, error) {
-	cfg := distribute.Config{Nodes: f.nodes, Seeds: f.seeds}
+	cfg := distribute.Config{Nodes: f.nodes, Seeds: f.seeds, Copies: f.copies}
 	if f.nodes < 1 || f.nodes > 200 {
 		return cfg, fmt.Errorf("read --nodes: %d: must be 1 to 200", f.nodes)
 	}

@@ -27,7 +27,7 @@ type getFlags struct {
 	headers      []string
 	ranges       string
 	resume       bool
-	noPeer       bool
+	noPeer, keep bool
 	force, quiet bool
 	json         bool
 }
@@ -35,7 +35,7 @@ type getFlags struct {
 func newGetCommand(a *app) *cobra.Command {
 	var f getFlags
 	cmd := &cobra.Command{
-		Use:   "get URL",
+		Use:   "get URL...",
 		Short: "Download a file, or a blob of a registry, through the running peer",
 		Long: `Download a file over HTTP or HTTPS, or a blob from a registry, as
   https://example.org/dir/file.tar.gz
@@ -43,6 +43,11 @@ func newGetCommand(a *app) *cobra.Command {
 
 The running peer does the work, so what it or another peer has is not fetched
 again from the origin. Where none runs, the file comes straight from there.
+
+With --keep, files are brought into the store of this node and nowhere else: what
+asks the node for them later, or another node, finds them there. It ends when all
+of them are in the store, or with an error where it cannot keep them. Only then
+may there be several URLs.
 
 What is downloaded is a version of the file, told by its ETag, or Last-Modified
 and length: a file that changed at the origin is never served as the old one,
@@ -63,10 +68,17 @@ Accept-Language and User-Agent.`,
   skimmer get --digest sha256:4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865 -o model https://example.org/model.bin
   skimmer get -H 'Authorization: Bearer TOKEN' -o - https://example.org/data.tar.gz | tar xz
   skimmer get --range 0-1023 -o head https://example.org/model.bin
-  skimmer get -o layer.tar.gz oci://registry.example/app@sha256:4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865`,
-		Args:              cobra.ExactArgs(1),
+  skimmer get -o layer.tar.gz oci://registry.example/app@sha256:4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865
+  skimmer get --keep https://example.org/model.bin https://example.org/vocabulary.json`,
+		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeURLs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.keep {
+				return a.keepAll(cmd, &f, args)
+			}
+			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
+				return err
+			}
 			g, err := a.newGet(cmd, &f, args[0])
 			if err != nil {
 				return err
@@ -84,10 +96,14 @@ Accept-Language and User-Agent.`,
 	fs.StringVar(&f.ranges, "range", "", "download only the bytes `FIRST-LAST`, counted from 0; without LAST to the end")
 	fs.BoolVar(&f.resume, "resume", true, "continue an incomplete download; --resume=false begins anew")
 	fs.BoolVar(&f.noPeer, "no-peer", false, "download straight from the origin, even if a peer runs")
+	fs.BoolVar(&f.keep, "keep", false, "bring files into the store of the running peer and write none")
 	fs.BoolVarP(&f.force, "force", "f", false, "replace a file that exists")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show neither progress nor what came of it")
 	fs.BoolVar(&f.json, "json", false, "print what came of it as JSON")
 	cmd.MarkFlagsMutuallyExclusive("no-peer", "socket")
+	for _, name := range []string{"no-peer", "output", "force", "resume"} {
+		cmd.MarkFlagsMutuallyExclusive("keep", name)
+	}
 	_ = cmd.MarkFlagFilename("output")
 	for _, name := range []string{"digest", "tag", "header", "range"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
@@ -125,6 +141,21 @@ type get struct {
 }
 
 func (a *app) newGet(cmd *cobra.Command, f *getFlags, url string) (*get, error) {
+	g, err := a.newDownload(cmd, f, url)
+	if err != nil {
+		return nil, err
+	}
+	if g.out, err = newOutput(f.output, url, f.force, a.stdout); err != nil {
+		return nil, err
+	}
+	if f.json && f.output == "-" {
+		return nil, errors.New("read flags: --json: cannot go to standard output together with the file")
+	}
+	return g, nil
+}
+
+// newDownload reads the flags that say what is wanted.
+func (a *app) newDownload(cmd *cobra.Command, f *getFlags, url string) (*get, error) {
 	g := &get{a: a, f: f, socket: cmd.Flags().Changed("socket")}
 	g.name = peer.FileName{URL: url, Tag: f.tag, Digest: digest.Digest(f.digest), Header: make(http.Header)}
 	if f.digest != "" && g.name.Digest.Validate() != nil {
@@ -138,12 +169,6 @@ func (a *app) newGet(cmd *cobra.Command, f *getFlags, url string) (*get, error) 
 	var err error
 	if g.want, err = parsePart(f.ranges); err != nil {
 		return nil, fmt.Errorf("read flags: --range %q: %w", f.ranges, err)
-	}
-	if g.out, err = newOutput(f.output, url, f.force, a.stdout); err != nil {
-		return nil, err
-	}
-	if f.json && f.output == "-" {
-		return nil, errors.New("read flags: --json: cannot go to standard output together with the file")
 	}
 	return g, nil
 }
@@ -189,6 +214,9 @@ type gotten struct {
 	Peers   int64   `json:"peers"`
 	Origin  int64   `json:"origin"`
 	Seconds float64 `json:"seconds"`
+	// Stored is after how many seconds all of it was in the peer's store; 0 where
+	// that is not known.
+	Stored float64 `json:"stored"`
 }
 
 func (g *get) run(ctx context.Context) error {
@@ -230,7 +258,7 @@ func (g *get) run(ctx context.Context) error {
 		URL: blob.Ref{URL: g.shown()}.Place(), Output: g.out.path, Blob: file.Digest, Size: file.Size, Bytes: part.n, Resumed: resumed,
 		Verified: g.name.Digest != "" && g.want == peer.Part{}, Peer: !g.alone,
 		Local: file.Traffic.Local.Load(), Peers: file.Traffic.Peers.Load(), Origin: file.Traffic.Origin.Load(),
-		Seconds: time.Since(begun).Seconds(),
+		Seconds: time.Since(begun).Seconds(), Stored: file.Kept.Seconds(),
 	})
 }
 
@@ -279,18 +307,61 @@ func (g *get) begin(ctx context.Context) (*peer.File, *partFile, error) {
 
 // receive brings the file to where it goes and compares its digest.
 func (g *get) receive(ctx context.Context, file *peer.File, part *partFile) error {
-	total := part.n + file.Range.Len
-	var p *fileProgress
-	if !g.f.quiet && !g.f.json {
-		p = newFileProgress(g.a.stderr, g.out.name(), part.n, total)
-	}
+	resumed, total := part.n, part.n+file.Range.Len
+	p := g.progress(g.out.name(), part.n, total)
 	defer p.close()
+	check := g.name.Digest != "" && g.want == peer.Part{}
+	right := !check
+	var err error
+	if file.Handed() && part.f != nil {
+		err = g.copy(ctx, file, part, p)
+		// The peer has compared what was copied, not what was there before.
+		right = right || resumed == 0 && file.Verified
+	} else {
+		right, err = g.stream(ctx, file, part, p, check)
+	}
+	switch {
+	case err != nil:
+		return err
+	case part.n != total:
+		return blob.Errorf(blob.Unavailable, "read %s: %d of %d bytes came", g.out.name(), part.n, total)
+	case !right && file.Handed() && part.f != nil:
+		if right, err = part.has(g.name.Digest); err != nil {
+			return err
+		}
+	}
+	if !right {
+		part.useless = true
+		return blob.Errorf(blob.Corrupt, "check %s: what came does not have the digest %s", g.out.name(), g.name.Digest)
+	}
+	return nil
+}
+
+// copy has what the peer has copied to where it goes.
+func (g *get) copy(ctx context.Context, file *peer.File, part *partFile, p *fileProgress) error {
+	for {
+		n, err := part.take(file)
+		p.add(int(n))
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+	}
+}
+
+// stream writes what comes to where it goes and reports whether it has the digest it
+// should, if that is to be checked.
+func (g *get) stream(ctx context.Context, file *peer.File, part *partFile, p *fileProgress, check bool) (bool, error) {
 	var w io.Writer = part
 	var verifier digest.Verifier
-	if g.name.Digest != "" && (g.want == peer.Part{}) {
+	if check {
 		verifier = g.name.Digest.Verifier()
 		if err := part.copyTo(verifier); err != nil {
-			return err
+			return false, err
 		}
 		w = io.MultiWriter(part, verifier)
 	}
@@ -299,28 +370,27 @@ func (g *get) receive(ctx context.Context, file *peer.File, part *partFile) erro
 		n, err := file.Read(buf)
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
-				return fmt.Errorf("write %s: %w", g.out.name(), err)
+				return false, fmt.Errorf("write %s: %w", g.out.name(), err)
 			}
 			p.add(n)
 		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
+		switch {
+		case err == io.EOF:
+			return !check || verifier.Verified(), nil
+		case err != nil:
+			return false, err
+		case ctx.Err() != nil:
+			return false, ctx.Err()
 		}
 	}
-	if part.n != total {
-		return blob.Errorf(blob.Unavailable, "read %s: %d of %d bytes came", g.out.name(), part.n, total)
+}
+
+// progress shows how what is called name gets on, if anybody looks.
+func (g *get) progress(name string, done, total int64) *fileProgress {
+	if g.f.quiet || g.f.json {
+		return nil
 	}
-	if verifier != nil && !verifier.Verified() {
-		part.useless = true
-		return blob.Errorf(blob.Corrupt, "check %s: what came does not have the digest %s", g.out.name(), g.name.Digest)
-	}
-	return nil
+	return newFileProgress(g.a.stderr, name, done, total)
 }
 
 // giveUp leaves behind what another get can continue, and says how.
@@ -367,7 +437,11 @@ func (g *get) report(r *gotten) error {
 	if g.f.output == "-" {
 		to = g.a.stderr
 	}
-	_, err := fmt.Fprintf(to, "%s: %s in %s, %s/s\n", g.out.name(), formatBytes(r.Bytes-r.Resumed),
+	what := g.out.name()
+	if g.f.keep {
+		what = "kept " + r.URL
+	}
+	_, err := fmt.Fprintf(to, "%s: %s in %s, %s/s\n", what, formatBytes(r.Bytes-r.Resumed),
 		millis(time.Duration(r.Seconds*float64(time.Second))), formatBytes(int64(float64(r.Bytes-r.Resumed)/max(r.Seconds, 1e-9))))
 	if err == nil && r.Peer {
 		_, err = fmt.Fprintf(to, "from here %s, from peers %s, from the origin %s\n", formatBytes(r.Local), formatBytes(r.Peers), formatBytes(r.Origin))

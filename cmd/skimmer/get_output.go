@@ -119,7 +119,7 @@ func (o output) openPart(want peer.Part) (*partFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write: %w", err)
 	}
-	if err := p.take(f); err != nil {
+	if err := p.lock(f); err != nil {
 		return nil, err
 	}
 	text, err := os.ReadFile(p.idPath())
@@ -131,8 +131,8 @@ func (o output) openPart(want peer.Part) (*partFile, error) {
 	return p, nil
 }
 
-// take makes f the file that is written to, unless another process does that.
-func (p *partFile) take(f *os.File) error {
+// lock makes f the file that is written to, unless another process does that.
+func (p *partFile) lock(f *os.File) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return errors.Join(fmt.Errorf("write %s: another process does: %w", p.path, err), f.Close())
 	}
@@ -153,7 +153,7 @@ func (p *partFile) begin(file *peer.File, want peer.Part) error {
 		if err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
-		if err := p.take(f); err != nil {
+		if err := p.lock(f); err != nil {
 			return err
 		}
 	}
@@ -182,6 +182,24 @@ func (p *partFile) Write(b []byte) (n int, err error) {
 	}
 	p.n += int64(n)
 	return n, err
+}
+
+// take copies some of file, which is behind what is there, and returns how much.
+func (p *partFile) take(file *peer.File) (int64, error) {
+	n, err := file.CopyTo(p.f, p.n)
+	p.n += n
+	var failed *fs.PathError
+	if errors.As(err, &failed) {
+		err = fmt.Errorf("write: %w", err)
+	}
+	return n, err
+}
+
+// has reports whether what is there has a digest.
+func (p *partFile) has(d digest.Digest) (bool, error) {
+	v := d.Verifier()
+	err := p.copyTo(v)
+	return v.Verified(), err
 }
 
 // copyTo writes what is there already to w.

@@ -366,6 +366,30 @@ func TestGetWithoutAPeer(t *testing.T) {
 	wantFiles(t, ".", map[string][]byte{"file": content})
 }
 
+// TestGetKeepErrors asks for what --keep cannot do.
+func TestGetKeepErrors(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	socket := filepath.Join(t.TempDir(), "s")
+	url := "https://example.test/file"
+	for want, args := range map[string][]string{
+		"no peer is running": {"--socket", socket, url},
+		"none of the others": {"-o", "x", url},
+		"there are several":  {"--digest", digest.FromString("x").String(), url, url},
+		"must be FIRST-LAST": {"--range", "5", url},
+		"must be like sha":   {"--digest", "5", url},
+	} {
+		_, _, err := runImage(t.Context(), "", append([]string{"get", "--keep"}, args...)...)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %q", args, err, want)
+		}
+	}
+	if _, _, err := runImage(t.Context(), "", "get", "--no-peer", url, url); err == nil || !strings.Contains(err.Error(), "arg") {
+		t.Errorf("two files without --keep: %v", err)
+	}
+	wantFiles(t, dir, nil)
+}
+
 func TestFileNames(t *testing.T) {
 	for url, want := range map[string]string{
 		"https://example.test/a/b.tar.gz?x=/y#z": "b.tar.gz", "https://example.test/a%20b": "a b", "http://example.test": "", "http://example.test/": "",

@@ -9,7 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -50,6 +50,11 @@ type File struct {
 	Range blob.Range
 	// Traffic says, once all was read, where the bytes came from.
 	Traffic blob.Traffic
+	// Verified says, once all was read, that the peer has compared all of it with
+	// its digest. Kept is how long after the request all of it was in the peer's
+	// store; 0 if it is not known to be.
+	Verified bool
+	Kept     time.Duration
 
 	io.ReadCloser
 }
@@ -57,6 +62,35 @@ type File struct {
 // OpenFile fetches a part of a file through the running peer. Errors: those of
 // Files.Find, and Invalid for a part that begins behind the file.
 func (c *Client) OpenFile(ctx context.Context, name FileName, part Part) (*File, error) {
+	f := new(File)
+	for _, upgrade := range []string{upgradeFile, ""} {
+		req, err := c.fileRequest(ctx, name, part, false)
+		if err != nil {
+			return nil, err
+		}
+		if upgrade == "" {
+			req.Header.Del("Upgrade")
+		}
+		resp, h, err := c.ask(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode == http.StatusSwitchingProtocols && len(h.l.files) != 1 {
+			_ = resp.Body.Close() // this process has no descriptor to spare
+			continue
+		}
+		if err := c.file(f, resp, h); err != nil {
+			return nil, err
+		}
+		return f, nil
+	}
+	return nil, fmt.Errorf("ask the peer on %s: %w", c.socket, errNoDescriptor)
+}
+
+var errNoDescriptor = errors.New("it sent no descriptor, though none was asked for")
+
+// fileRequest returns a request for a part of a file.
+func (c *Client) fileRequest(ctx context.Context, name FileName, part Part, keep bool) (*http.Request, error) {
 	q := url.Values{"url": {name.URL}}
 	if name.Tag != "" {
 		q.Set("tag", name.Tag)
@@ -64,11 +98,16 @@ func (c *Client) OpenFile(ctx context.Context, name FileName, part Part) (*File,
 	if name.Digest != "" {
 		q.Set("digest", name.Digest.String())
 	}
+	if keep {
+		q.Set("keep", "true")
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://peer/v1/file?"+q.Encode(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("make request: %w", err)
 	}
 	req.Header.Set("TE", "trailers")
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", upgradeFile)
 	for key, values := range name.Header {
 		for _, value := range values {
 			req.Header.Add(headerForward, key+": "+value)
@@ -80,45 +119,49 @@ func (c *Client) OpenFile(ctx context.Context, name FileName, part Part) (*File,
 			req.Header.Set("If-Range", `"`+part.IfDigest.String()+`"`)
 		}
 	}
-	resp, err := c.http.Do(req)
-	switch {
-	case errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w on %s: start one with: skimmer up", ErrNotRunning, c.socket)
-	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("%w for this user on %s: permission denied", ErrNotRunning, c.socket)
-	case err != nil:
-		return nil, fmt.Errorf("ask the peer on %s: %w", c.socket, err)
-	}
-	f, err := c.file(resp)
-	if err != nil {
-		resp.Body.Close()
-	}
-	return f, err
+	return req, nil
 }
 
-// file reads the header of an answer.
-func (c *Client) file(resp *http.Response) (*File, error) {
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+// file makes f what an answer says. It closes the answer if it fails.
+func (c *Client) file(f *File, resp *http.Response, h *handed) error {
+	err := c.head(f, resp)
+	switch {
+	case err != nil:
+		_ = resp.Body.Close() // the failure is what counts
+	case resp.StatusCode == http.StatusSwitchingProtocols:
+		h.f, h.off, h.have = f, f.Range.Off, f.Range.Off
+		f.ReadCloser = h
+	default:
+		f.ReadCloser = &answerReader{c: c, f: f, resp: resp, left: f.Range.Len}
+	}
+	return err
+}
+
+// head reads the head of an answer.
+func (c *Client) head(f *File, resp *http.Response) error {
+	status := resp.StatusCode
+	if status == http.StatusSwitchingProtocols {
+		status, _ = strconv.Atoi(resp.Header.Get(headerStatus))
+	}
+	if status != http.StatusOK && status != http.StatusPartialContent {
 		data, err := io.ReadAll(io.LimitReader(resp.Body, maxControlBody))
 		if err != nil {
-			return nil, fmt.Errorf("read the answer of the peer on %s: %w", c.socket, err)
+			return fmt.Errorf("read the answer of the peer on %s: %w", c.socket, err)
 		}
-		return nil, remoteError(resp.StatusCode, data)
+		return remoteError(status, data)
 	}
-	f := &File{Digest: digest.Digest(resp.Header.Get(headerDigest)), Unique: resp.Header.Get(headerUnique) == "true"}
+	f.Digest, f.Unique = digest.Digest(resp.Header.Get(headerDigest)), resp.Header.Get(headerUnique) == "true"
 	size, ok := digits(resp.Header.Get(headerSize))
 	f.Size, f.Range = size, blob.Range{Len: size}
-	if resp.StatusCode == http.StatusPartialContent {
+	if status == http.StatusPartialContent {
 		run, _, _ := strings.Cut(strings.TrimPrefix(resp.Header.Get("Content-Range"), "bytes "), "/")
-		var status int
 		f.Range, status = parseFileRange("bytes="+run, size)
 		ok = ok && status == http.StatusPartialContent
 	}
 	if !ok || blob.CheckDigest(f.Digest) != nil {
-		return nil, fmt.Errorf("read the answer of the peer on %s: it is not that of a peer of this version", c.socket)
+		return fmt.Errorf("read the answer of the peer on %s: it is not that of a peer of this version", c.socket)
 	}
-	f.ReadCloser = &answerReader{c: c, f: f, resp: resp, left: f.Range.Len}
-	return f, nil
+	return nil
 }
 
 // answerReader reads an answer's body and makes of its trailers what they

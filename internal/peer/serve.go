@@ -52,7 +52,7 @@ func (p *Peer) serveFile(w http.ResponseWriter, req *http.Request) {
 	}
 	defer func() { _ = b.Close() }() // nothing was written through it
 	ref.Size = b.Size()
-	d := download{p: p, ref: ref, meta: meta, traffic: &traffic, begun: begun}
+	d := download{p: p, ref: ref, meta: meta, traffic: &traffic, begun: begun, keep: req.URL.Query().Get("keep") == "true"}
 	d.serve(ctx, w, req, b)
 }
 
@@ -78,17 +78,28 @@ type download struct {
 	meta    web.Meta
 	traffic *blob.Traffic
 	begun   time.Time
+	keep    bool          // nobody wants the bytes, but that they are here
+	kept    time.Duration // from begun on until they were; 0 as long as they are not
 }
 
 func (d *download) serve(ctx context.Context, w http.ResponseWriter, req *http.Request, b blob.Blob) {
-	etag := `"` + d.ref.Digest.String() + `"`
 	r, status := blob.Range{Len: d.ref.Size}, http.StatusOK
-	if value := req.Header.Get("Range"); value != "" && (req.Header.Get("If-Range") == "" || req.Header.Get("If-Range") == etag) {
+	if value := req.Header.Get("Range"); value != "" && (req.Header.Get("If-Range") == "" || req.Header.Get("If-Range") == d.etag()) {
 		r, status = parseFileRange(value, d.ref.Size)
 	}
 	if status == http.StatusRequestedRangeNotSatisfiable {
 		w.Header().Set("Content-Range", "bytes */"+strconv.FormatInt(d.ref.Size, 10))
 		d.p.answerWith(w, status, blob.Errorf(blob.Invalid, "read %v: the range is not in its %d bytes", d.ref, d.ref.Size))
+		return
+	}
+	if h := d.handing(req, b, r); h != nil {
+		d.headers(w.Header(), r, status)
+		w.Header().Set(headerStatus, strconv.Itoa(status))
+		h.serve(ctx, w)
+		return
+	}
+	if d.keep {
+		d.p.answer(w, nil, blob.Errorf(blob.Invalid, "keep %v: it is of no version that anybody will find again", d.ref))
 		return
 	}
 	var rc io.ReadCloser = http.NoBody
@@ -102,17 +113,7 @@ func (d *download) serve(ctx context.Context, w http.ResponseWriter, req *http.R
 	}
 	defer func() { _ = rc.Close() }() // how it ended is known by then
 	h := w.Header()
-	h.Set("Accept-Ranges", "bytes")
-	h.Set("ETag", etag)
-	h.Set("Content-Type", contentType(d.meta.ContentType))
-	h.Set(headerDigest, d.ref.Digest.String())
-	h.Set(headerSize, strconv.FormatInt(d.ref.Size, 10))
-	if d.meta.Unique {
-		h.Set(headerUnique, "true")
-	}
-	if status == http.StatusPartialContent {
-		h.Set("Content-Range", "bytes "+r.String()+"/"+strconv.FormatInt(d.ref.Size, 10))
-	}
+	d.headers(h, r, status)
 	if req.Method == http.MethodHead {
 		h.Set("Content-Length", strconv.FormatInt(r.Len, 10))
 		w.WriteHeader(status)
@@ -127,6 +128,23 @@ func (d *download) serve(ctx context.Context, w http.ResponseWriter, req *http.R
 	w.WriteHeader(status)
 	d.send(w, rc, trailers)
 }
+
+// headers sets those of an answer with r.
+func (d *download) headers(h http.Header, r blob.Range, status int) {
+	h.Set("Accept-Ranges", "bytes")
+	h.Set("ETag", d.etag())
+	h.Set("Content-Type", contentType(d.meta.ContentType))
+	h.Set(headerDigest, d.ref.Digest.String())
+	h.Set(headerSize, strconv.FormatInt(d.ref.Size, 10))
+	if d.meta.Unique {
+		h.Set(headerUnique, "true")
+	}
+	if status == http.StatusPartialContent {
+		h.Set("Content-Range", "bytes "+r.String()+"/"+strconv.FormatInt(d.ref.Size, 10))
+	}
+}
+
+func (d *download) etag() string { return `"` + d.ref.Digest.String() + `"` }
 
 // send sends the body, and how it ended.
 func (d *download) send(w http.ResponseWriter, rc io.Reader, trailers bool) {

@@ -44,7 +44,7 @@ type tap struct {
 	open    int64         // bytes before this offset flow
 	opened  chan struct{} // closed and replaced when open grows
 	asked   chan blob.Range
-	stopped chan error // the end of each reader's context
+	stopped chan error // the end of each reader's context, once it has been noticed
 }
 
 func newTap(content []byte) *tap {
@@ -65,16 +65,29 @@ func (s *tap) Close() error                                      { return nil }
 
 func (s *tap) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser, error) {
 	s.asked <- r
-	return &tapReader{s, ctx, r.Off, r.End()}, nil
+	return &tapReader{s: s, ctx: ctx, off: r.Off, end: r.End()}, nil
 }
 
 type tapReader struct {
 	s        *tap
 	ctx      context.Context
 	off, end int64
+	told     bool
 }
 
-func (r *tapReader) Close() error { return nil }
+// Close tells of the end of the context where no Read did: whoever reads may
+// have noticed it first.
+func (r *tapReader) Close() error {
+	r.tell()
+	return nil
+}
+
+func (r *tapReader) tell() {
+	if err := r.ctx.Err(); err != nil && !r.told {
+		r.told = true
+		r.s.stopped <- err
+	}
+}
 
 func (r *tapReader) Read(p []byte) (int, error) {
 	for {
@@ -92,7 +105,7 @@ func (r *tapReader) Read(p []byte) (int, error) {
 		select {
 		case <-opened:
 		case <-r.ctx.Done():
-			r.s.stopped <- r.ctx.Err()
+			r.tell()
 			return 0, r.ctx.Err()
 		}
 	}

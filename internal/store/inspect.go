@@ -170,7 +170,11 @@ func (s *Store) Missing(ref blob.Ref, r blob.Range) ([]blob.Range, error) {
 	if !e.sized && r.Len > 0 {
 		return []blob.Range{r}, nil
 	}
-	var gaps []blob.Range
+	return e.lacking(r), nil
+}
+
+// lacking returns the parts of r that are not held. Caller holds e.mu.
+func (e *entry) lacking(r blob.Range) (gaps []blob.Range) {
 	for off := r.Off; off < r.End(); {
 		i := e.geo.piece(off)
 		end := min(r.End(), e.geo.start(i+1))
@@ -184,5 +188,5 @@ func (s *Store) Missing(ref blob.Ref, r blob.Range) ([]blob.Range, error) {
 		}
 		off = end
 	}
-	return gaps, nil
+	return gaps
 }

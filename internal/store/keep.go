@@ -57,31 +57,40 @@ func (b *batch) keep(ctx context.Context) error {
 
 // keep moves to the end of the range, piece by piece as they land.
 func (r *reader) keep() error {
-	e := r.h.e
 	for r.off < r.end {
-		switch {
-		case e.s.ctx.Err() != nil:
-			return r.explain(e.s.errClosed())
-		case r.ctx.Err() != nil:
-			return r.explain(r.ctx.Err())
-		case r.direct != nil:
-			return r.explain(blob.Errorf(blob.Full, "nothing more is kept"))
-		}
-		i := e.geo.piece(r.off)
-		e.mu.Lock()
-		if e.present.has(i) {
-			r.move(i)
-			for ; i < e.geo.pieces && e.present.has(i); i++ {
-				r.off = min(r.end, e.geo.start(i+1))
-			}
-			e.mu.Unlock()
-			continue
-		}
-		if _, err := r.readFlight(nil, i, false); err != nil {
-			r.fail(err)
+		if err := r.keepNext(r.end); err != nil {
 			return err
 		}
 	}
 	r.detach(true)
+	return nil
+}
+
+// keepNext moves over pieces that are on disk, up to stop, or waits for the next
+// one.
+func (r *reader) keepNext(stop int64) error {
+	e := r.h.e
+	switch {
+	case e.s.ctx.Err() != nil:
+		return r.explain(e.s.errClosed())
+	case r.ctx.Err() != nil:
+		return r.explain(r.ctx.Err())
+	case r.direct != nil:
+		return r.explain(blob.Errorf(blob.Full, "nothing more is kept"))
+	}
+	i := e.geo.piece(r.off)
+	e.mu.Lock()
+	if e.present.has(i) {
+		r.move(i)
+		for ; i < e.geo.pieces && r.off < stop && e.present.has(i); i++ {
+			r.off = min(stop, e.geo.start(i+1))
+		}
+		e.mu.Unlock()
+		return nil
+	}
+	if _, err := r.readFlight(nil, i, false); err != nil {
+		r.fail(err)
+		return err
+	}
 	return nil
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"skimmer/internal/blob"
@@ -250,11 +251,17 @@ func (r *reader) readFlight(p []byte, i int, last bool) (int, error) {
 	case err == errNotKept:
 		r.detach(true)
 		return 0, r.goDirect(i)
-	case r.ctx.Err() == nil && !f.h.sameSource(r.h):
+	case r.ctx.Err() == nil && (!f.h.sameSource(r.h) || f.h != r.h && refused(err)):
 		r.detach(true) // another's source failed; this reader's may not
 		return 0, nil
 	}
 	return 0, r.explain(err)
+}
+
+// refused reports whether err is the answer to who asked rather than to what was
+// asked for: with other credentials it may be another.
+func refused(err error) bool {
+	return errors.Is(err, blob.Unauthorized) || errors.Is(err, blob.Forbidden) || errors.Is(err, blob.NotFound)
 }
 
 // move leaves flights that have nothing more for a reader at piece i, and has

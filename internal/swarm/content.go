@@ -44,8 +44,11 @@ type content struct {
 type want struct {
 	id   uint64
 	prio blob.Priority
-	job  *job     // who asked; nil if filler did
-	fill *filling // who asked, if job is nil
+	runs []schedule.Run
+	// ahead is what was asked for beside them, if that can be had at once.
+	ahead []schedule.Run
+	job   *job     // who asked; nil if filler did
+	fill  *filling // who asked, if job is nil
 }
 
 // content returns what is known of a blob, to be released. Whoever says
@@ -112,7 +115,9 @@ func (h *remote) start(ctx context.Context, ranges []blob.Range) *job {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.jobs = append(c.jobs, j)
+	j.ahead = h.note(j)
 	c.plan(j)
+	j.ahead = nil // it is asked for once
 	j.arm()
 	c.changed.Broadcast() // uploads wait for somebody to fetch what they are to send
 	return j

@@ -83,8 +83,8 @@ func (c *content) overdue(j *job) {
 	}
 	i := slices.IndexFunc(c.parts, func(p *part) bool { return p.left.has(q) })
 	if i < 0 {
-		if c.owner == nil {
-			c.plan(j)
+		if c.owner == nil || !c.asked(q) {
+			c.plan(j) // or who asked for it has left, and what was granted came to nothing
 		}
 		return
 	}
@@ -108,6 +108,21 @@ func (c *content) overdue(j *job) {
 		c.s.log.Debug("a source is too slow", "blob", c.digest, "peer", src.Addr, "waited", lag)
 		c.giveUp(p, src.ID, schedule.Slow)
 	}
+}
+
+// asked reports whether the scheduler knows that piece q is wanted. Caller holds c.mu.
+func (c *content) asked(q int) bool {
+	for _, w := range c.wants {
+		if w.job != nil && w.job.err != nil {
+			continue
+		}
+		for _, r := range w.runs {
+			if r.First <= q && q < r.End() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // divert gets runs for j without a scheduler: from the seeds that hashing

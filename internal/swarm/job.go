@@ -70,6 +70,7 @@ type job struct {
 	border int   // the piece of it that is not in the window any more
 	ready  map[int]chunk
 	at     []int // the next piece of each span to be taken
+	ahead  []schedule.Run
 	err    error
 	since  time.Time // of the last progress
 	timer  *time.Timer

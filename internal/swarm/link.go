@@ -118,8 +118,12 @@ func (s *Swarm) ownerOf(d digest.Digest) *Link {
 	return nil
 }
 
-// settle has every blob made known to the scheduler that it belongs to now.
-func (s *Swarm) settle() { kick(s.moveKick) }
+// settle has every blob, and every profile, made known to the scheduler that it
+// belongs to now.
+func (s *Swarm) settle() {
+	kick(s.moveKick)
+	kick(s.profiles.moved)
+}
 
 // moveAll makes every blob known to the scheduler that it belongs to, those in
 // use first.
@@ -188,7 +192,7 @@ func (c *content) ask(j *job, runs []schedule.Run) {
 		}
 		return // or it is looked at again before long
 	}
-	c.want(&want{prio: j.prio, job: j}, runs, j.h.ref)
+	c.want(&want{prio: j.prio, job: j, ahead: j.ahead}, runs, j.h.ref)
 }
 
 // want sends a want. Caller holds c.mu.
@@ -199,10 +203,10 @@ func (c *content) want(w *want, runs []schedule.Run, ref blob.Ref) {
 		// an order that suits others.
 		prio = blob.Demand
 	}
-	w.id = c.s.newWant()
+	w.id, w.runs = c.s.newWant(), runs
 	c.wants[w.id] = w
 	c.send(schedule.Want{
-		Blob: c.name(), Shape: c.geo.shape(), ID: w.id, Runs: runs, Priority: prio, Origin: originOf(ref),
+		Blob: c.name(), Shape: c.geo.shape(), ID: w.id, Runs: runs, Priority: prio, Origin: originOf(ref), Window: w.ahead,
 	})
 }
 
@@ -293,6 +297,8 @@ func (l *Link) grant(a schedule.Grant) {
 			c.s.fill(c, p, nil)
 		case w.fill != nil:
 			c.s.fill(c, p, w.fill)
+		case w.isAhead(p):
+			c.s.fillAhead(c, p, w.job)
 		default:
 			p.job = w.job
 		}

@@ -431,14 +431,7 @@ func (c *content) failed(p *part, j *job, i int, err error) {
 	reason := reasonOf(err)
 	if p.lease {
 		c.s.count.originFailed.Add(1)
-		c.giveUp(p, "", schedule.Origin)
-		// Whoever waits hears what the origin said, as it would without peers:
-		// it knows how to wait, and what to tell its own reader.
-		for _, x := range c.jobs {
-			if x.h == j.h || x.h.ref.Repository == j.h.ref.Repository && x.h.ref.URL == j.h.ref.URL {
-				x.fail(err)
-			}
-		}
+		c.originFailed(p, j, err)
 		return
 	}
 	src := p.sources[i]
@@ -452,6 +445,58 @@ func (c *content) failed(p *part, j *job, i int, err error) {
 		c.s.log.Debug("a source failed", "blob", c.digest, "peer", src.Addr, "reason", reason, "error", err)
 	}
 	c.giveUp(p, src.ID, reason)
+}
+
+// originFailed ends the lease p, which j was reading, because of what the origin
+// said. Caller holds c.mu.
+func (c *content) originFailed(p *part, j *job, err error) {
+	if refused(err) {
+		// That is about who asked. Others ask for themselves: the lease is theirs, if
+		// they need something of it, and nothing is wrong with the origin.
+		for _, x := range c.jobs {
+			if x.h == j.h {
+				x.fail(err)
+			}
+		}
+		if c.needed(p).Count > 0 {
+			c.inherit(p)
+			return
+		}
+		if w := c.wants[p.want]; w != nil && w.job == j {
+			c.finish(p) // it is given back with the want, which ends with j
+			return
+		}
+	}
+	c.giveUp(p, "", schedule.Origin)
+	// Whoever waits hears what the origin said, as it would without peers: it knows
+	// how to wait, and what to tell its own reader.
+	for _, x := range c.jobs {
+		same := x.h.ref.Repository == j.h.ref.Repository && x.h.ref.URL == j.h.ref.URL
+		if x.h == j.h || same && !refused(err) {
+			x.fail(err)
+		}
+	}
+}
+
+// inherit has those who still need something of the lease p read it. Caller holds
+// c.mu.
+func (c *content) inherit(p *part) {
+	for _, x := range c.jobs {
+		if x.err == nil && both(p.left, x.need, 0) < c.geo.n {
+			p.job = x
+			break
+		}
+	}
+	if w := c.wants[p.want]; w != nil && w.job != nil && p.job != nil {
+		w.job = p.job // it is not taken back with who asked for it
+	}
+	c.wake()
+}
+
+// refused reports whether err is the answer to who asked rather than to what was
+// asked for.
+func refused(err error) bool {
+	return errors.Is(err, blob.Unauthorized) || errors.Is(err, blob.Forbidden) || errors.Is(err, blob.NotFound)
 }
 
 // giveUp ends p and has its pieces granted again. Caller holds c.mu.

@@ -63,6 +63,8 @@ type Swarm struct {
 	top  blob.Source // the store, over what peers and the origin have
 	sums *sumFiles
 
+	profiles *Profiles
+
 	count counters
 	pace  pace
 
@@ -106,7 +108,9 @@ func New(cfg Config) *Swarm {
 	// context.Background: Close ends it.
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.top = cfg.Store.Through(beyond{s})
+	s.profiles = newProfiles(s)
 	s.wg.Go(s.watch)
+	s.wg.Go(s.profiles.run)
 	return s
 }
 
@@ -177,19 +181,12 @@ func (o *opened) ReadRanges(ctx context.Context, ranges []blob.Range, land blob.
 	return blob.ReadRanges(ctx, o.Blob, ranges, land)
 }
 
-// ReadRange implements blob.Blob. Who reads all of a large blob does not mind in
-// which order it is fetched.
+// ReadRange implements blob.Blob.
 func (o *opened) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser, error) {
-	size := o.Size()
-	if r.Off != 0 || r.Len != size || size <= streamRun {
-		return o.Blob.ReadRange(ctx, r)
+	if ref, ok := o.streams(r); ok {
+		return o.s.stream(ctx, ref)
 	}
-	ref := o.ref
-	ref.Size = size
-	if missing, err := o.s.cfg.Store.Missing(ref, r); err != nil || len(missing) == 0 {
-		return o.Blob.ReadRange(ctx, r)
-	}
-	return o.s.stream(ctx, ref)
+	return o.Blob.ReadRange(ctx, r)
 }
 
 // Reject implements blob.Rejecter.
@@ -233,21 +230,32 @@ type remote struct {
 	ref blob.Ref
 	c   *content
 
-	opening chan struct{} // holds one: who may touch from
-	from    blob.Blob     // at the origin; nil until needed
+	opening chan struct{} // holds one: who may open from
+
+	// mu guards what follows.
+	mu   sync.Mutex
+	from blob.Blob // at the origin; nil until needed
+	shut bool      // nobody closes from any more
+
+	course course // guarded by c.mu
 }
 
 func (h *remote) Size() int64 { return h.ref.Size }
 
 func (h *remote) Close() error {
 	h.c.release()
+	// A worker may be about to open it.
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.shut = true
 	if h.from != nil {
 		return h.from.Close()
 	}
 	return nil
 }
 
-// origin returns the blob at the origin, opened once.
+// origin returns the blob at the origin, opened once. After Close it is closed with
+// ctx.
 func (h *remote) origin(ctx context.Context) (blob.Blob, error) {
 	select {
 	case h.opening <- struct{}{}:
@@ -255,14 +263,24 @@ func (h *remote) origin(ctx context.Context) (blob.Blob, error) {
 	case <-ctx.Done():
 		return nil, blob.Errorf(blob.KindOf(ctx.Err()), "open %v at its origin: %w", h.ref, ctx.Err())
 	}
-	if h.from == nil {
-		b, err := h.s.cfg.Origin.Open(ctx, h.ref)
-		if err != nil {
-			return nil, err
-		}
-		h.from = b
+	h.mu.Lock()
+	b := h.from
+	h.mu.Unlock()
+	if b != nil {
+		return b, nil
 	}
-	return h.from, nil
+	b, err := h.s.cfg.Origin.Open(ctx, h.ref)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.shut {
+		context.AfterFunc(ctx, func() { _ = b.Close() }) // it was only read
+		return b, nil
+	}
+	h.from = b
+	return b, nil
 }
 
 func (h *remote) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser, error) {

@@ -47,6 +47,8 @@ type origin struct {
 	memory blobtest.Memory
 	fails  atomic.Pointer[error]
 	reads  atomic.Int64
+	// refuses, where set, says whom it lets read; it is set before the nodes are.
+	refuses func(ctx context.Context) error
 
 	mu   sync.Mutex
 	left map[string][]int32
@@ -66,6 +68,11 @@ func (o *origin) add(p []byte) blob.Ref {
 func (o *origin) Open(ctx context.Context, ref blob.Ref) (blob.Blob, error) {
 	if err := o.fails.Load(); err != nil {
 		return nil, *err
+	}
+	if o.refuses != nil {
+		if err := o.refuses(ctx); err != nil {
+			return nil, err
+		}
 	}
 	b, err := o.memory.Open(ctx, ref)
 	if err != nil {

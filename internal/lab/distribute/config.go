@@ -26,7 +26,7 @@ type Mode string
 // The modes.
 const (
 	Direct Mode = "direct" // every node fetches all of it from the origin
-	Swarm  Mode = "swarm"  // skimmer get on every node, with a scheduler
+	Swarm  Mode = "swarm"  // skimmer get --keep on every node, with a scheduler
 )
 
 // Modes returns all modes, in the order in which they are shown.
@@ -50,7 +50,7 @@ func ParseModes(list string) (modes []Mode, err error) {
 // Config says what [Run] measures.
 type Config struct {
 	// Dir is where the nodes keep what they fetch, with a short path; it has to
-	// have room for the file three times per node. Empty means a temporary
+	// have room for the file twice per node. Empty means a temporary
 	// directory. Run removes it in either case.
 	Dir string
 	// Skimmer is the program of mode Swarm.
@@ -63,6 +63,9 @@ type Config struct {
 	// Rate is the bandwidth of every link, in bits per second and in each
 	// direction, the origin's included; 0 is as fast as the machine is.
 	Rate int64
+	// Copies has mode Swarm also write the file beside the node's store, and says
+	// when that was done.
+	Copies bool
 	// Modes are what is compared.
 	Modes []Mode
 	// Report, where set, is told what is being done.

@@ -47,6 +47,7 @@ func report() Report {
 		},
 	}}
 	for i := range r.Results[1].Nodes {
+		r.Results[1].Nodes[i].Copied = r.Results[1].Nodes[i].Time + time.Second
 		r.Results[1].Nodes[i].Usage = &cluster.Usage{CPU: time.Second, Peak: 128 << 20}
 	}
 	return r
@@ -59,10 +60,10 @@ func TestWriteTable(t *testing.T) {
 	}
 	for _, want := range []string{
 		"100.0 MB to 2 nodes and 1 seeds, every link 200 Mbit/s each way",
-		"direct  9.00 s     8.00 s      4.00 s       2.25     2.000          100.00 MB   –           –",
-		"swarm   5.00 s     4.50 s      4.00 s       1.25     1.010          1.00 MB     10.00 s     128 MiB",
-		"n1    9.00 s  5.00 s  1.00 s  128 MiB",
-		"n2    8.00 s  4.50 s  1.00 s  128 MiB",
+		"direct  9.00 s     8.00 s      4.00 s       2.25     –          2.000          100.00 MB   –           –",
+		"swarm   5.00 s     4.50 s      4.00 s       1.25     6.00 s     1.010          1.00 MB     10.00 s     128 MiB",
+		"n1    9.00 s  5.00 s  6.00 s  1.00 s  128 MiB",
+		"n2    8.00 s  4.50 s  5.50 s  1.00 s  128 MiB",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the table lacks %q:\n%s", want, out.String())

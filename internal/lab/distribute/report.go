@@ -45,8 +45,12 @@ type Result struct {
 
 // NodeResult is one node that fetched the file.
 type NodeResult struct {
-	Name string        `json:"name"`
-	Time time.Duration `json:"time"` // until all of it was there
+	Name string `json:"name"`
+	// Time is until all of it was there: in mode Swarm in the node's store, each
+	// piece compared with its digest, in mode Direct in a file.
+	Time time.Duration `json:"time"`
+	// Copied is until it was in a file beside the store too; 0 where there is none.
+	Copied time.Duration `json:"copied,omitempty"`
 	// Usage is what its daemon used, not known in mode Direct.
 	Usage *cluster.Usage `json:"usage,omitempty"`
 }
@@ -58,10 +62,19 @@ type Sample struct {
 	Received []int64       `json:"received"` // by each node
 }
 
-// Makespan returns when the last node was done.
+// Makespan returns when the last node had all of it.
 func (r Result) Makespan() (last time.Duration) {
 	for _, n := range r.Nodes {
 		last = max(last, n.Time)
+	}
+	return last
+}
+
+// Copied returns when the last node had written it to a file beside its store, 0 where
+// that was not asked for.
+func (r Result) Copied() (last time.Duration) {
+	for _, n := range r.Nodes {
+		last = max(last, n.Copied)
 	}
 	return last
 }
@@ -112,22 +125,30 @@ func (r Report) WriteTable(w io.Writer) error {
 	fmt.Fprintf(&out, "\nLinux %s, %d CPUs; %.1f MB to %d nodes and %d seeds, %s\n\n",
 		r.Machine.Kernel, r.Machine.CPUs, float64(r.Size)/1e6, r.Nodes, r.Seeds, rate(r.Rate))
 	tw := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "mode\tlast node\tfirst node\tfluid bound\t× bound\torigin × file\tsent again\tCPU per GB\tpeak memory")
+	fmt.Fprintln(tw, "mode\tlast node\tfirst node\tfluid bound\t× bound\tlast copy\torigin × file\tsent again\tCPU per GB\tpeak memory")
 	for _, res := range r.Results {
 		first := res.Makespan()
 		for _, n := range res.Nodes {
 			first = min(first, n.Time)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%.3f\t%.2f MB\t%s\n", res.Mode, seconds(res.Makespan()), seconds(first),
-			bound(res.Bound), ratio(res.Ratio()), res.Egress, float64(res.Origin.Again)/1e6, r.cost(res))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%.3f\t%.2f MB\t%s\n", res.Mode, seconds(res.Makespan()), seconds(first),
+			bound(res.Bound), ratio(res.Ratio()), bound(res.Copied()), res.Egress, float64(res.Origin.Again)/1e6, r.cost(res))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	out.WriteByte('\n')
+	out.WriteString(`
+A node is done when it has all of the file: in mode swarm in its store, each piece
+compared with its digest; in mode direct written to a file. A copy is written by
+skimmer get beside the store, with --copies.
+
+`)
 	head := "node"
 	for _, res := range r.Results {
 		head += fmt.Sprintf("\t%s", res.Mode)
+		if res.Copied() > 0 {
+			head += "\tcopy"
+		}
 		if res.Mode == Swarm {
 			head += "\tCPU\tpeak memory"
 		}
@@ -141,6 +162,9 @@ func (r Report) WriteTable(w io.Writer) error {
 				line = n.Name
 			}
 			line += "\t" + seconds(n.Time)
+			if res.Copied() > 0 {
+				line += "\t" + seconds(n.Copied)
+			}
 			if n.Usage != nil {
 				line += fmt.Sprintf("\t%s\t%s", seconds(n.Usage.CPU), mebibytes(n.Usage.Peak))
 			}

@@ -3,6 +3,7 @@ package distribute
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -127,8 +128,11 @@ type field struct {
 	url     string
 	fetch   []*cluster.Node // those that fetch, in the order of the results
 	daemons []*cluster.Process
-	// get fetches the file to a path, on node number i of fetch.
-	get func(ctx context.Context, i int, to string) error
+	// get fetches the file on node number i of fetch, and to a path if it is to be
+	// there too. It returns how long before its end the node had all of it.
+	get func(ctx context.Context, i int, to string) (before time.Duration, err error)
+	// take writes what node number i has to a path; nil if get did.
+	take func(ctx context.Context, i int, to string) error
 }
 
 // measure makes nodes, and has all of them fetch the file at once.
@@ -167,7 +171,10 @@ func (e *experiment) measure(ctx context.Context, mode Mode) (r Result, err erro
 		seeds = e.Seeds
 	}
 	r.Bound = Bound(e.Size, e.Rate, e.Nodes, seeds)
-	return r, r.usage(f.daemons)
+	if err := r.usage(f.daemons); err != nil {
+		return r, err
+	}
+	return r, e.check(ctx, f)
 }
 
 // world says what nodes a mode has: the helpers first, then those that fetch,
@@ -206,35 +213,62 @@ func (e *experiment) startPeers(ctx context.Context, f *field) error {
 		peers = append(peers, p)
 		f.daemons = append(f.daemons, p.Process)
 	}
-	f.get = func(ctx context.Context, i int, to string) error { return peers[i].Get(ctx, f.url, to) }
+	if e.Copies {
+		f.get = func(ctx context.Context, i int, to string) (time.Duration, error) {
+			return copied(ctx, peers[i], f.url, to)
+		}
+		return nil
+	}
+	f.get = func(ctx context.Context, i int, _ string) (time.Duration, error) {
+		_, err := peers[i].Run(ctx, "get", "--keep", "--quiet", f.url)
+		return 0, err
+	}
+	f.take = func(ctx context.Context, i int, to string) error { return peers[i].Get(ctx, f.url, to, "--quiet") }
 	return nil
 }
 
+// copied fetches the file to a path and returns how long before its end the peer had
+// all of it.
+func copied(ctx context.Context, p *cluster.Peer, url, to string) (time.Duration, error) {
+	out, err := p.Run(ctx, "get", url, "-o", to, "--json")
+	if err != nil {
+		return 0, err
+	}
+	var said struct{ Seconds, Stored float64 }
+	if err := json.Unmarshal([]byte(out), &said); err != nil {
+		return 0, fmt.Errorf("decode what skimmer get printed: %w", err)
+	}
+	if said.Stored <= 0 || said.Stored > said.Seconds {
+		return 0, fmt.Errorf("skimmer get says that all was stored after %g s of %g s", said.Stored, said.Seconds)
+	}
+	return time.Duration((said.Seconds - said.Stored) * float64(time.Second)), nil
+}
+
 // direct fetches the file as a plain client that writes and checks it.
-func (f *field) direct(ctx context.Context, i int, to string) (err error) {
+func (f *field) direct(ctx context.Context, i int, to string) (_ time.Duration, err error) {
 	client := &http.Client{Transport: &http.Transport{DialContext: f.fetch[i].DialContext}}
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.url, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the origin answered %s", resp.Status)
+		return 0, fmt.Errorf("the origin answered %s", resp.Status)
 	}
 	file, err := os.Create(to)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	_, err = io.Copy(io.MultiWriter(file, sha256.New()), resp.Body)
-	return errors.Join(err, file.Close())
+	return 0, errors.Join(err, file.Close())
 }
 
-// race has all nodes fetch the file at once and checks what they got.
+// race has all nodes fetch the file at once.
 func (e *experiment) race(ctx context.Context, f *field) (Result, error) {
 	r := Result{Nodes: make([]NodeResult, len(f.fetch))}
 	start := time.Now()
@@ -246,10 +280,14 @@ func (e *experiment) race(ctx context.Context, f *field) (Result, error) {
 	for i, n := range f.fetch {
 		r.Nodes[i].Name = n.Name()
 		group.Go(func() error {
-			if err := f.get(gctx, i, filepath.Join(n.Dir(), "file")); err != nil {
+			before, err := f.get(gctx, i, filepath.Join(n.Dir(), "file"))
+			if err != nil {
 				return fmt.Errorf("node %s: %w", n.Name(), err)
 			}
-			r.Nodes[i].Time = time.Since(start)
+			end := time.Since(start)
+			if r.Nodes[i].Time = end - before; before > 0 {
+				r.Nodes[i].Copied = end
+			}
 			return nil
 		})
 	}
@@ -265,13 +303,27 @@ func (e *experiment) race(ctx context.Context, f *field) (Result, error) {
 		}
 		r.Samples = append(r.Samples, row)
 	}
+	return r, nil
+}
+
+// check checks what nodes got.
+func (e *experiment) check(ctx context.Context, f *field) error {
 	e.step("checking what arrived")
-	for _, n := range f.fetch {
-		if err := e.verify(ctx, filepath.Join(n.Dir(), "file")); err != nil {
-			return r, fmt.Errorf("node %s: %w", n.Name(), err)
+	for i, n := range f.fetch {
+		path := filepath.Join(n.Dir(), "file")
+		if f.take != nil {
+			if err := f.take(ctx, i, path); err != nil {
+				return fmt.Errorf("node %s: %w", n.Name(), err)
+			}
+		}
+		if err := e.verify(ctx, path); err != nil {
+			return fmt.Errorf("node %s: %w", n.Name(), err)
+		}
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("node %s: %w", n.Name(), err)
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // verify fails unless a file is the one that was distributed.
