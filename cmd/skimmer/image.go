@@ -43,9 +43,11 @@ and archives.
 	cmd.AddCommand(
 		newImageConvertCommand(a),
 		newImageInspectCommand(a),
+		newImageOptimizeCommand(a),
 		newImageCopyCommand(a),
 		newImagePullCommand(a),
 		newImagePushCommand(a),
+		newImageTraceCommand(a),
 	)
 	return cmd
 }

@@ -28,6 +28,7 @@ func peerMetrics(p *peer.Peer) []telemetry.Value {
 		{Name: "layer_fault_wait_nanoseconds_total", Help: "Time those reads waited.", Load: func() int64 { return int64(p.LayerStats().Waited) }},
 		{Name: "layer_fetched_bytes_total", Help: "Compressed bytes read for mounted images.", Load: func() int64 { return p.LayerStats().Fetched }},
 		{Name: "layer_inflated_bytes_total", Help: "Bytes of file content verified and kept.", Load: func() int64 { return p.LayerStats().Inflated }},
+		{Name: "layer_read_bytes_total", Help: "Bytes of file content that readers wanted, each chunk once; inflated bytes by these is the read amplification.", Load: func() int64 { return p.LayerStats().Used }},
 		{Name: "layer_corrupt_streams_total", Help: "Streams whose content was not what the image promises.", Load: func() int64 { return p.LayerStats().Corrupt }},
 		{Name: "layer_timeouts_total", Help: "Reads that failed because data did not come in time.", Load: func() int64 { return p.LayerStats().Timeouts }},
 		{Name: "layer_outages_total", Help: "Times that missing data could not be fetched and readers had to wait for it to be.", Load: func() int64 { return p.LayerStats().Outages }},

@@ -36,6 +36,12 @@ func runPeer(t *testing.T, edit func(*peer.SwarmConfig)) (*peer.Peer, string) {
 		cfg.Swarm = &peer.SwarmConfig{Listen: "127.0.0.1:0"}
 		edit(cfg.Swarm)
 	}
+	return startPeer(t, cfg), cfg.Socket
+}
+
+// startPeer runs a peer in this process until the test ends.
+func startPeer(t *testing.T, cfg peer.Config) *peer.Peer {
+	t.Helper()
 	p, err := peer.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +56,7 @@ func runPeer(t *testing.T, edit func(*peer.SwarmConfig)) (*peer.Peer, string) {
 			t.Error(err)
 		}
 	})
-	return p, cfg.Socket
+	return p
 }
 
 // ask runs a command against the peer at socket.

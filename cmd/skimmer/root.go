@@ -86,6 +86,7 @@ To try it on this machine, as root:
 		newMountCommand(a),
 		newPeerCommand(a),
 		newPeersCommand(a),
+		newProfileCommand(a),
 		newSchedulerCommand(a),
 		newStatusCommand(a),
 		newUmountCommand(a),

@@ -173,5 +173,10 @@ func schedulerMetrics(stats func() scheduler.Stats) []telemetry.Value {
 		value("refused_total", "Wants that were refused.", func(s scheduler.Stats) int64 { return s.Refused }),
 		value("slow_peers_total", "Streams ended because the peer did not take what it was sent.", func(s scheduler.Stats) int64 { return s.SlowPeers }),
 		value("invalid_messages_total", "Streams ended because of what the peer sent.", func(s scheduler.Stats) int64 { return s.Invalid }),
+		value("foreign_ids_total", "Streams refused because the peer's ID belongs to another certificate.", func(s scheduler.Stats) int64 { return s.ForeignIDs }),
+		value("profiles", "Profiles of images that are kept.", func(s scheduler.Stats) int64 { return s.Profiles }),
+		value("profile_bytes", "Bytes of memory they take.", func(s scheduler.Stats) int64 { return s.ProfileBytes }),
+		value("profile_lookups_total", "Questions for the profile of an image.", func(s scheduler.Stats) int64 { return s.ProfileLookups }),
+		value("profile_hits_total", "Questions that were answered with one.", func(s scheduler.Stats) int64 { return s.ProfileHits }),
 	}
 }

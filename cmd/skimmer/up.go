@@ -143,7 +143,7 @@ func (o *upOptions) load() (config.Peer, error) {
 	return cfg, nil
 }
 
-func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) error {
+func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) (err error) {
 	if os.Getuid() != 0 {
 		return errors.New("start the node: mounting needs root; run it with sudo")
 	}
@@ -154,6 +154,12 @@ func (a *app) up(ctx context.Context, cfg config.Peer, o upOptions) error {
 	}
 	log := telemetry.Logger(a.stderr, cfg.Log.Format == config.FormatJSON, level)
 	c := peerConfig(cfg, o, log)
+	started, endTracing, err := startTracing(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, endTracing()) }()
+	c.Starts.Started = started
 	sched, err := o.joinSwarm(cfg, &c, log)
 	if err != nil {
 		return err
@@ -322,12 +328,16 @@ func peerConfig(cfg config.Peer, o upOptions, log *slog.Logger) peer.Config {
 		MaxReadahead:    int64(cfg.Lazy.ReadAheadMax),
 		Background:      cfg.Lazy.Background,
 		BackgroundDelay: time.Duration(cfg.Lazy.BackgroundDelay),
+		BackgroundRate:  int64(cfg.Lazy.BackgroundRateLimit),
 		HighWater:       int64(cfg.Storage.HighWater),
 		LowWater:        int64(cfg.Storage.LowWater),
 		Holder:          []string{"/proc/self/exe", "hold", "--socket"},
 		ExitWhenIdle:    o.exitWhenIdle,
 		Version:         version,
 		Logger:          log,
+	}
+	c.Starts = peer.StartsConfig{
+		Profiles: cfg.Lazy.Profiles.Enable, Limit: int64(cfg.Lazy.Profiles.Max), Referrers: cfg.Lazy.Profiles.Registry,
 	}
 	if cfg.Snapshotter.Enable {
 		c.Snapshotter = peer.SnapshotterConfig{Socket: cfg.Snapshotter.Socket, Containerd: cfg.Snapshotter.Containerd}

@@ -77,9 +77,9 @@ runDir:
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"unknown key", "dataDir: /a\nbogus: 1\n",
-			"peer.yaml:2:1: bogus: unknown key (known here: dataDir, runDir, verbose, pprofPort, log, metrics, health, storage, origin, lazy, snapshotter, credentials, scheduler, seedPeer, upload, download, host, tls, proxy)"},
+			"peer.yaml:2:1: bogus: unknown key (known here: dataDir, runDir, verbose, pprofPort, log, metrics, health, tracing, storage, origin, lazy, snapshotter, credentials, scheduler, seedPeer, upload, download, host, tls, proxy)"},
 		{"unknown key further down", "lazy:\n  ioTimout: 5m\n",
-			"peer.yaml:2:3: lazy.ioTimout: unknown key (known here: ioTimeout, background, backgroundDelay, readAheadMax)"},
+			"peer.yaml:2:3: lazy.ioTimout: unknown key (known here: ioTimeout, background, backgroundDelay, backgroundRateLimit, readAheadMax, profiles)"},
 		{"wrong case", "storage: {highwater: 1}", "peer.yaml:1:11: storage.highwater: unknown key: it is written highWater"},
 		{"key twice", "verbose: true\nverbose: false\n", `peer.yaml:2:1: mapping key "verbose" already defined at [1:1]`},
 		{"not yaml", "verbose: [true\n", "peer.yaml:1:10: sequence end token ']' not found"},

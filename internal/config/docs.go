@@ -14,7 +14,7 @@ import (
 
 // sources are the files whose structs are documented by their own comments.
 //
-//go:embed peer.go proxy.go scheduler.go swarm.go
+//go:embed peer.go proxy.go scheduler.go swarm.go tracing.go
 var sources embed.FS
 
 // Files returns the generated documentation: the content of each file, by

@@ -26,6 +26,7 @@ type Peer struct {
 	Log       Log     `yaml:"log"`
 	Metrics   Metrics `yaml:"metrics"`
 	Health    Health  `yaml:"health"`
+	Tracing   Tracing `yaml:"tracing"`
 	Storage   Storage `yaml:"storage"`
 	Origin    Origin  `yaml:"origin"`
 	Lazy      Lazy    `yaml:"lazy"`
@@ -193,9 +194,29 @@ type Lazy struct {
 	// BackgroundDelay is how long nothing must have been read before that
 	// begins.
 	BackgroundDelay Duration `yaml:"backgroundDelay"`
+	// BackgroundRateLimit is how much of that is fetched per second, as
+	// compressed bytes; 0 is as fast as it goes while nobody waits for anything.
+	BackgroundRateLimit Bytes `yaml:"backgroundRateLimit"`
 	// ReadAheadMax limits what a sequential reader makes the node fetch at
 	// once.
 	ReadAheadMax Bytes `yaml:"readAheadMax"`
+	// Profiles are what images read while they start.
+	Profiles Profiles `yaml:"profiles"`
+}
+
+// Profiles say which parts of an image a start of it reads. The first start of an
+// image is watched until nothing new is read; whoever starts it next, here or on
+// another node of the cluster, fetches those parts at once. A profile names parts
+// by number and has no content and no file names.
+type Profiles struct {
+	// Enable records profiles, gives them to the scheduler, and fetches by them.
+	Enable bool `yaml:"enable"`
+	// Max limits how much is fetched by a profile, as compressed bytes.
+	Max Bytes `yaml:"max"`
+	// Registry looks for a profile beside the image in its registry, where
+	// skimmer image optimize --profile-only puts it, if neither node nor
+	// scheduler has one. It costs the first start of an image a request or two.
+	Registry bool `yaml:"registry"`
 }
 
 // Validate implements Validator.
@@ -204,6 +225,7 @@ func (l Lazy) Validate() error {
 		positive("ioTimeout", l.IOTimeout),
 		positive("backgroundDelay", l.BackgroundDelay),
 		positive("readAheadMax", l.ReadAheadMax),
+		positive("profiles.max", l.Profiles.Max),
 	)
 }
 
@@ -223,6 +245,7 @@ func DefaultPeer() Peer {
 		Log:     Log{Format: FormatText},
 		Metrics: Metrics{Server: Server{IP: everywhere, Port: 4002}},
 		Health:  Health{Server: Server{IP: everywhere, Port: 4003}},
+		Tracing: Tracing{Protocol: TracingGRPC, Path: "/v1/traces", Headers: map[string]string{}},
 		Origin: Origin{
 			Insecure:       []string{},
 			CAFiles:        map[string][]string{},
@@ -237,6 +260,7 @@ func DefaultPeer() Peer {
 			Background:      true,
 			BackgroundDelay: Duration(5 * time.Second),
 			ReadAheadMax:    8 << 20,
+			Profiles:        Profiles{Enable: true, Max: 256 << 20, Registry: true},
 		},
 		Snapshotter: Snapshotter{Enable: true, Containerd: "/run/containerd/containerd.sock"},
 		Scheduler:   Schedulers{Addresses: []string{}, Server: Listen{Port: DefaultSchedulerPort}},

@@ -9,6 +9,25 @@ import (
 // give up when nobody tells it to.
 const tendEvery = 20 * time.Second
 
+// paceBurst is how many bytes of background completion may go at once under a
+// limit.
+const paceBurst = 1 << 20
+
+// paceBackground returns what limits background completion; nil if nothing does.
+func (l *Library) paceBackground() func(context.Context, int64) error {
+	if l.pace == nil {
+		return nil
+	}
+	return func(ctx context.Context, n int64) error {
+		for ; n > 0; n -= paceBurst {
+			if err := l.pace.WaitN(ctx, int(min(n, paceBurst))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
 // kickFill makes fill look for something to complete.
 func (l *Library) kickFill() {
 	select {

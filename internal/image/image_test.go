@@ -40,7 +40,10 @@ type world struct {
 
 func newWorld() *world {
 	w := &world{manifests: make(map[string][]byte)}
-	w.Before = func(context.Context, blob.Ref, blob.Range) error { return w.check() }
+	w.Before = func(ctx context.Context, _ blob.Ref, r blob.Range) error {
+		blob.TrafficOf(ctx).Origin.Add(r.Len)
+		return w.check()
+	}
 	return w
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"skimmer/internal/blob"
 	"skimmer/internal/estargz"
+	"skimmer/internal/image/trace"
 	"skimmer/internal/layerdev"
 )
 
@@ -21,6 +22,7 @@ type indexing struct {
 	// Constant.
 	key      string
 	manifest digest.Digest
+	rec      *recording
 	parsed   chan struct{} // closed when what follows is known
 
 	// Constant once parsed is closed.
@@ -59,10 +61,11 @@ const (
 
 // indexing returns the indexing of a manifest, which may be under way or over.
 // It goes on when ctx ends, as others may wait for it, with the credential
-// that ctx brings.
-func (l *Library) indexing(ctx context.Context, repository string, d digest.Digest, nearby Content) *indexing {
+// that ctx brings. name has the digest; called is how the user calls it.
+func (l *Library) indexing(ctx context.Context, name Name, called string, nearby Content) *indexing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	repository, d := name.Repository, name.Digest
 	key := repository + "@" + d.String()
 	if ix := l.indexings[key]; ix != nil {
 		return ix
@@ -74,18 +77,22 @@ func (l *Library) indexing(ctx context.Context, repository string, d digest.Dige
 		return ix
 	}
 	l.indexings[key] = ix
+	ix.rec = l.record(repository, called, d)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(l.ctx, cancel)
 	l.work.Go(func() {
 		defer cancel()
 		defer stop()
-		l.index(ctx, ix, repository, d, nearby)
+		l.index(ctx, ix, repository, nearby)
 	})
 	return ix
 }
 
-func (l *Library) index(ctx context.Context, ix *indexing, repository string, d digest.Digest, nearby Content) {
-	data, err := l.manifestBytes(ctx, repository, d, nearby)
+func (l *Library) index(ctx context.Context, ix *indexing, repository string, nearby Content) {
+	planned := l.findProfile(ctx, ix.rec, repository)
+	mctx, over := ix.rec.timed(ctx, trace.Manifest, "")
+	data, err := l.manifestBytes(mctx, repository, ix.manifest, nearby)
+	over(int64(len(data)), err)
 	if err == nil {
 		var layers []manifestLayer
 		layers, err = parseManifest(data)
@@ -96,6 +103,7 @@ func (l *Library) index(ctx context.Context, ix *indexing, repository string, d 
 	ix.err = err
 	close(ix.parsed)
 	if ix.err != nil {
+		ix.rec.giveUp()
 		l.forgetIndexing(ix)
 		return
 	}
@@ -104,16 +112,18 @@ func (l *Library) index(ctx context.Context, ix *indexing, repository string, d 
 		slots <- struct{}{}
 		l.work.Go(func() {
 			defer func() { <-slots }()
-			il.layer, il.err = l.indexLayer(ctx, repository, il.promise)
+			tctx, over := ix.rec.timed(ctx, trace.Index, il.promise.Digest)
+			il.layer, il.err = l.indexLayer(tctx, repository, il.promise)
+			over(0, il.err)
 			close(il.done)
 		})
 	}
-	l.settleIndexing(ctx, ix, repository, startOf(ctx, data, nearby))
+	l.settleIndexing(ctx, ix, repository, plan{startOf(ctx, data, nearby), planned})
 }
 
 // settleIndexing builds what will be asked for next, and forgets an indexing
 // that failed for a reason that may pass.
-func (l *Library) settleIndexing(ctx context.Context, ix *indexing, repository string, start command) {
+func (l *Library) settleIndexing(ctx context.Context, ix *indexing, repository string, p plan) {
 	var run []Layer
 	lazy, passing := true, false
 	for _, il := range ix.layers {
@@ -128,11 +138,17 @@ func (l *Library) settleIndexing(ctx context.Context, ix *indexing, repository s
 	if passing {
 		l.forgetIndexing(ix)
 	}
-	l.fetchStart(ctx, run, start)
+	ix.rec.watch(run)
+	l.fetchStart(ctx, ix.rec, run, p)
 	if len(run) > 0 {
-		if err := l.stack(run, repository, false).build(ctx); err != nil {
+		_, over := ix.rec.timed(ctx, trace.Metadata, "")
+		err := l.stack(run, repository, false).build(ctx)
+		over(0, err)
+		if err != nil {
 			l.log.Debug("metadata could not be built ahead", "image", ix.key, "error", err)
 		}
+	} else {
+		ix.rec.giveUp()
 	}
 	timer := time.AfterFunc(indexedFor, func() { l.forgetIndexing(ix) })
 	context.AfterFunc(l.ctx, func() { timer.Stop() })

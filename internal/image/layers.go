@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -35,6 +36,10 @@ type lazyLayer struct {
 	toc      digest.Digest
 	dataSize int64
 	node     uint64
+
+	// watchers are the recordings of starts that its reads belong to. Library.mu
+	// is held to change them.
+	watchers atomic.Pointer[[]watcher]
 
 	// Library.mu guards what follows.
 	pulled  bool      // somebody keeps it: see Adopt
@@ -96,7 +101,9 @@ func (ll *lazyLayer) open() (*layerdev.Layer, error) {
 		Blob:         ll.openBlob,
 		IOTimeout:    l.cfg.IOTimeout,
 		MaxReadahead: l.cfg.MaxReadahead,
-		OnMiss:       ll.missed,
+		OnRead:       ll.read,
+		OnFetch:      ll.fetched,
+		Pace:         l.paceBackground(),
 		Logger:       l.log,
 	})
 	if err != nil {
@@ -104,12 +111,6 @@ func (ll *lazyLayer) open() (*layerdev.Layer, error) {
 	}
 	ll.layer = layer
 	return layer, nil
-}
-
-// missed notes that a reader had to wait.
-func (ll *lazyLayer) missed(m layerdev.Miss) {
-	ll.lib.lastMiss.Store(time.Now().UnixNano())
-	ll.lib.log.Debug("a reader had to wait", "image", ll.image, "file", m.File, "chunk", m.Chunk, "wait", m.Wait)
 }
 
 func (ll *lazyLayer) close() error {

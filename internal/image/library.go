@@ -14,9 +14,13 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
+
 	"skimmer/internal/blob"
 	"skimmer/internal/erofs"
 	"skimmer/internal/estargz"
+	"skimmer/internal/image/profile"
+	"skimmer/internal/image/trace"
 	"skimmer/internal/layerdev"
 )
 
@@ -42,6 +46,8 @@ type Config struct {
 	// had to wait for BackgroundDelay (default 5 seconds).
 	Background      bool
 	BackgroundDelay time.Duration
+	// BackgroundRate limits that, in compressed bytes per second; 0 is no limit.
+	BackgroundRate int64
 	// Pin, where set, is told which layer blobs mounted and pulled images still
 	// need; it returns what undoes it. Forget is told which blobs nothing here
 	// needs any more.
@@ -59,6 +65,21 @@ type Config struct {
 	// recently used of what is not mounted is given up; LowWater is how much it
 	// takes once that is done. 0 means no limit; LowWater defaults to 7/8.
 	HighWater, LowWater int64
+	// Profiles keeps what images read while they start, and fetches by it when
+	// they start again. Exchange, where set, is where the cluster's profiles are;
+	// Referrer, where set, returns the profile that is kept beside an image in
+	// its registry, NotFound where there is none.
+	Profiles bool
+	Exchange profile.Exchange
+	Referrer func(ctx context.Context, repository string, manifest digest.Digest) ([]byte, error)
+	// ProfileLimit is how many compressed bytes are fetched by a profile at
+	// most; 0 is 256 MiB.
+	ProfileLimit int64
+	// StartSettle is how long a start must not read anything new to count as
+	// over. Default 5 seconds.
+	StartSettle time.Duration
+	// OnStarted, where set, is told of each start once it is over.
+	OnStarted func(trace.Start)
 	// OnFilled, where set, is told after each round of background completion
 	// from which repositories something is still missing.
 	OnFilled func(missing map[string]bool)
@@ -88,6 +109,10 @@ type Library struct {
 	stop    context.CancelFunc
 	work    sync.WaitGroup
 	fillNow chan struct{} // holds a token when there may be something to complete
+	// pace limits background completion; nil is no limit.
+	pace *rate.Limiter
+	// profiles is nil where they are turned off.
+	profiles *profile.Dir
 
 	// Atomics.
 	lastMiss atomic.Int64 // when a reader had to wait, or something was mounted, Unix nanoseconds
@@ -118,6 +143,7 @@ type Library struct {
 	stacks    map[string]*stack        // by stackID
 	layers    map[string]*lazyLayer    // by layerID, which is also the name on the device
 	nodes     map[uint64]*lazyLayer
+	traces    []*recording // the latest starts, the latest last
 }
 
 // Open returns the library kept in cfg.Dir. It mounts the layer device, so it
@@ -129,6 +155,12 @@ func Open(cfg Config) (*Library, error) {
 	}
 	if cfg.BackgroundDelay == 0 {
 		cfg.BackgroundDelay = 5 * time.Second
+	}
+	if cfg.ProfileLimit == 0 {
+		cfg.ProfileLimit = 256 << 20
+	}
+	if cfg.StartSettle == 0 {
+		cfg.StartSettle = 5 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -164,6 +196,16 @@ func Open(cfg Config) (*Library, error) {
 	if err := l.loadImages(); err != nil {
 		l.stop()
 		return nil, err
+	}
+	if cfg.BackgroundRate > 0 {
+		l.pace = rate.NewLimiter(rate.Limit(cfg.BackgroundRate), paceBurst)
+	}
+	if cfg.Profiles {
+		var err error
+		if l.profiles, err = profile.OpenDir(l.path("profiles")); err != nil {
+			l.stop()
+			return nil, fmt.Errorf("open image library: %w", err)
+		}
 	}
 	for _, p := range cfg.Pulled {
 		l.adoptPulled(p)

@@ -84,7 +84,9 @@ func (l *Library) mount(im *Image, name, target string) (Mount, error) {
 			target, old.Name, target)
 	}
 	paths, native := l.devicePaths(im.Layers, im.Devices)
+	over := l.mounting(im.Layers[len(im.Layers)-1])
 	err := erofs.Mount(erofs.MountOptions{Metadata: l.MetadataPath(im), Devices: paths, Target: target, Direct: !native})
+	over(err)
 	if err != nil {
 		return Mount{}, fmt.Errorf("mount %s on %s: %w", name, target, err)
 	}

@@ -44,16 +44,17 @@ func (l *Library) Prepare(ctx context.Context, name Name) (*Image, Timing, error
 	if im := l.lookup(d); im != nil {
 		return im, t, nil
 	}
-	im, err := l.prepare(ctx, name.Repository, d, known, &t)
+	im, err := l.prepare(ctx, name, d, known, &t)
 	if err != nil {
 		return nil, Timing{}, fmt.Errorf("prepare %v: %w", name, err)
 	}
 	return im, t, nil
 }
 
-func (l *Library) prepare(ctx context.Context, repository string, d digest.Digest, data []byte, t *Timing) (*Image, error) {
+func (l *Library) prepare(ctx context.Context, name Name, d digest.Digest, data []byte, t *Timing) (*Image, error) {
 	start := time.Now()
-	ix := l.indexing(ctx, repository, d, given(d, data, nil))
+	repository, called := name.Repository, name.String()
+	ix := l.indexing(ctx, Name{Repository: repository, Digest: d}, called, given(d, data, nil))
 	if err := wait(ctx, ix.parsed); err != nil {
 		return nil, err
 	}
@@ -221,7 +222,7 @@ func (l *Library) prepareLayer(ctx context.Context, req LayerRequest) (Pulled, e
 			return Pulled{}, err
 		}
 	}
-	ix := l.indexing(ctx, req.Name.Repository, d, read)
+	ix := l.indexing(ctx, Name{Repository: req.Name.Repository, Digest: d}, req.Called, read)
 	if err := wait(ctx, ix.parsed); err != nil {
 		return Pulled{}, err
 	}
@@ -267,7 +268,7 @@ func (l *Library) manifestOf(ctx context.Context, req LayerRequest) (digest.Dige
 		return "", nil, err
 	}
 	content := given(d, data, req.Content)
-	ix = l.indexing(ctx, req.Name.Repository, d, content)
+	ix = l.indexing(ctx, Name{Repository: req.Name.Repository, Digest: d}, req.Called, content)
 	l.mu.Lock()
 	l.tags[req.Name.String()] = ix
 	l.mu.Unlock()

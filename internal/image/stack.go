@@ -232,7 +232,9 @@ func (s *stack) mount() error {
 		if err := os.MkdirAll(target, 0o700); err != nil {
 			return err
 		}
+		over := s.lib.mounting(s.layers[len(s.layers)-1])
 		err := erofs.Mount(erofs.MountOptions{Metadata: s.metadataPath(), Devices: paths, Target: target, Direct: !native})
+		over(err)
 		if err != nil {
 			return err
 		}

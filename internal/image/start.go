@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -169,18 +170,26 @@ func (n names) file(name string) (located, string, bool) {
 	return found, "/" + at, ok && found.entry.Type == estargz.Regular && found.entry.Size > 0
 }
 
+// plan says what is known of a start before it begins.
+type plan struct {
+	command command
+	found   *found
+}
+
 // starter fetches what a command reads first.
 type starter struct {
 	lib    *Library
+	rec    *recording
 	layers []Layer
 	names  names
 	asked  map[located]bool
 	later  sync.WaitGroup // fetches that nothing else waits for
 }
 
-// fetchStart fetches what the landmarks of the layers ask for, and what the
-// command reads before anything else, in the background of Library.
-func (l *Library) fetchStart(ctx context.Context, layers []Layer, cmd command) {
+// fetchStart fetches what the image's profile names; where there is none, what
+// the landmarks of the layers ask for, else what the command reads before
+// anything else; in the background of Library.
+func (l *Library) fetchStart(ctx context.Context, rec *recording, layers []Layer, p plan) {
 	tocs := make([]*estargz.TOC, len(layers))
 	l.mu.Lock()
 	for i, layer := range layers {
@@ -196,9 +205,26 @@ func (l *Library) fetchStart(ctx context.Context, layers []Layer, cmd command) {
 	l.work.Go(func() {
 		defer cancel()
 		defer stop()
-		s := &starter{lib: l, layers: layers, names: newNames(tocs), asked: make(map[located]bool)}
-		if !s.landmarks(ctx, tocs) && len(cmd.args) > 0 {
-			s.command(ctx, cmd)
+		s := &starter{lib: l, rec: rec, layers: layers, asked: make(map[located]bool)}
+		grace := time.NewTimer(profileGrace)
+		defer grace.Stop()
+		select {
+		case <-p.found.done:
+			if s.profile(ctx, p.found, tocs) {
+				return
+			}
+		case <-grace.C:
+			// Whoever is that slow to answer may still be right.
+			s.later.Go(func() {
+				if wait(ctx, p.found.done) == nil {
+					s.profile(ctx, p.found, tocs)
+				}
+			})
+		}
+		defer s.later.Wait()
+		if !s.landmarks(ctx, tocs) && len(p.command.args) > 0 {
+			s.names = newNames(tocs)
+			s.command(ctx, p.command)
 		}
 	})
 }

@@ -37,6 +37,12 @@ func Specs() []Spec {
 			with([]string{"perl"}).
 			program("version", "/usr/bin/perl", "--version").
 			program("import", "/usr/bin/perl", "-e", `use POSIX; use Encode; use Storable; use IO::Socket; print "$POSIX::VERSION\n"`),
+		debian("science", "Python with SciPy, pandas, scikit-learn and PyTorch beside a C++ and a Haskell compiler: 3 GB unpacked, takes minutes to build").
+			with([]string{"python3-full", "python3-scipy", "python3-pandas", "python3-matplotlib", "python3-sklearn"},
+				[]string{"python3-torch"}, []string{"clang-14", "llvm-14-dev", "libclang-14-dev"}, []string{"ghc"}).
+			link("usr/lib/$multiarch/libblas.so.3", "blas/libblas.so.3",
+				"usr/lib/$multiarch/liblapack.so.3", "lapack/liblapack.so.3").
+			program("import", "/usr/bin/python3", "-c", "import numpy, scipy.linalg, pandas, sklearn.linear_model; print(pandas.Series(numpy.arange(10)).sum())"),
 		{
 			Name: "busybox", About: "a statically linked shell and its tools: small, for tests",
 			Layers:    [][]string{{"base-files", "base-passwd"}, {"busybox-static"}},

@@ -17,6 +17,7 @@ type contents struct {
 	ix      *estargz.Index
 	journal *journal
 	present bitmap
+	used    bitmap       // chunks that readers wanted since the layer was opened
 	missing atomic.Int64 // chunks not recorded
 }
 
@@ -74,7 +75,7 @@ func (l *Layer) readContents() (*contents, error) {
 		}
 	}
 	c := &contents{ix: ix, journal: &journal{f: l.record, boot: bootID(), tail: tail}}
-	c.present = make(bitmap, (len(ix.Chunks)+63)/64)
+	c.present, c.used = make(bitmap, (len(ix.Chunks)+63)/64), make(bitmap, (len(ix.Chunks)+63)/64)
 	n := int64(len(ix.Chunks))
 	for _, x := range present {
 		for i := x.first; i < x.first+x.count; i++ {
@@ -93,6 +94,26 @@ func (c *contents) chunks(off, end int64) (first, last int) {
 	first = sort.Search(len(all), func(i int) bool { return all[i].DataOff+all[i].Size > off })
 	last = first + sort.Search(len(all)-first, func(i int) bool { return all[first+i].DataOff >= end })
 	return first, last
+}
+
+// bytes returns how many bytes of flat data are in the chunks [first, last).
+func (c *contents) bytes(first, last int) (n int64) {
+	for _, chunk := range c.ix.Chunks[first:last] {
+		n += chunk.Size
+	}
+	return n
+}
+
+// use notes that a reader wants the chunks [first, last).
+func (l *Layer) use(c *contents, first, last int) {
+	if c.used.all(first, last) {
+		return
+	}
+	for i := first; i < last; i++ {
+		if c.used.set(i) {
+			l.stats.used.Add(c.ix.Chunks[i].Size)
+		}
+	}
 }
 
 // stream returns the stream that holds a chunk.

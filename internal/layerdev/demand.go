@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"skimmer/internal/blob"
@@ -26,6 +27,7 @@ const (
 type flight struct {
 	// Constant.
 	stream int
+	run    *run          // set when it is begun
 	later  bool          // not begun for a reader
 	landed chan struct{} // closed when over
 
@@ -45,6 +47,8 @@ type run struct {
 	prio    blob.Priority
 	flights []*flight
 	over    func() // where set, called when all flights are over
+	traffic blob.Traffic
+	told    atomic.Bool // a reader was told of the traffic
 }
 
 // want is a part of the data that somebody reads.
@@ -74,19 +78,33 @@ func (l *Layer) demand(ctx context.Context, c *contents, w want) ([]looseChunk, 
 			missed = append(missed, i)
 		}
 	}
-	l.startDemand(c, w)
+	runs := l.startDemand(c, w)
 	var loose []looseChunk
+	var err error
 	for _, i := range missed {
-		data, err := l.await(ctx, c, w, i)
-		if err != nil {
-			return nil, l.waitFailed(c, w, i, err)
+		var data []byte
+		if data, err = l.await(ctx, c, w, i); err != nil {
+			err = l.waitFailed(c, w, i, err)
+			break
 		}
 		if data != nil {
 			loose = append(loose, looseChunk{c.ix.Chunks[i].DataOff, data})
 		}
-		if l.cfg.OnMiss != nil && w.prio == blob.Demand {
-			l.cfg.OnMiss(Miss{Chunk: i, Off: c.ix.Chunks[i].DataOff, File: c.file(c.ix.Chunks[i].DataOff), At: start, Wait: time.Since(start)})
+	}
+	if l.cfg.OnRead != nil && w.prio == blob.Demand && len(missed) > 0 {
+		a := Access{
+			First: w.first, Last: w.last, Bytes: c.bytes(w.first, w.last), Missed: len(missed),
+			File: c.file(c.ix.Chunks[missed[0]].DataOff), At: start, Wait: time.Since(start), Err: err,
 		}
+		for _, r := range runs {
+			if r.told.CompareAndSwap(false, true) {
+				a.From.add(originsOf(&r.traffic))
+			}
+		}
+		l.cfg.OnRead(a)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return loose, nil
 }
@@ -200,14 +218,22 @@ func (l *Layer) waitFailed(c *contents, w want, chunk int, err error) error {
 }
 
 // startDemand begins to fetch all that is missing of w and not on its way,
-// and what a sequential reader will want next.
-func (l *Layer) startDemand(c *contents, w want) {
+// and what a sequential reader will want next. It returns the runs that what
+// is missing comes with.
+func (l *Layer) startDemand(c *contents, w want) (runs []*run) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.startMissing(c, w)
+	for i := w.first; i < w.last; i++ {
+		f := l.flights[c.stream(i)]
+		if f != nil && !c.present.has(i) && (len(runs) == 0 || runs[len(runs)-1] != f.run) {
+			runs = append(runs, f.run)
+		}
+	}
 	if w.prio == blob.Demand {
 		l.ahead(c, w.off, w.end)
 	}
+	return runs
 }
 
 // startMissing begins to fetch what is missing of w's chunks, with its small
@@ -314,6 +340,7 @@ func (l *Layer) start(c *contents, r *run) bool {
 	ok := l.spawn(func() { l.fetch(c, r) })
 	if ok {
 		for _, f := range r.flights {
+			f.run = r
 			l.flights[f.stream] = f
 		}
 	}

@@ -26,6 +26,7 @@ const (
 // fetch fetches a run: one range of the blob, whose streams are inflated in
 // parallel while the rest is still arriving.
 func (l *Layer) fetch(c *contents, r *run) {
+	var err error
 	if r.over != nil {
 		defer r.over()
 	}
@@ -38,8 +39,10 @@ func (l *Layer) fetch(c *contents, r *run) {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	in := &inflow{l: l, c: c, r: r, tasks: &tasks, watchdog: watchdog}
-	err := in.receive(ctx)
-	if err == nil {
+	if l.cfg.OnFetch != nil {
+		defer l.tellFetched(c, r, time.Now(), &err)
+	}
+	if err = in.receive(blob.WithTraffic(ctx, &r.traffic)); err == nil {
 		return
 	}
 	if ctx.Err() != nil {
@@ -53,6 +56,20 @@ func (l *Layer) fetch(c *contents, r *run) {
 	for _, f := range left {
 		l.land(f, err, false)
 	}
+}
+
+// tellFetched tells who wants to know that a run is over, which began at start.
+func (l *Layer) tellFetched(c *contents, r *run, start time.Time, err *error) {
+	first, last := c.ix.Streams[r.first], c.ix.Streams[r.last()]
+	f := Fetched{
+		First: int(first.FirstChunk), Last: int(last.FirstChunk + last.NumChunks), Priority: r.prio,
+		At: start, Took: time.Since(start), From: originsOf(&r.traffic), Err: *err,
+	}
+	for _, flight := range r.flights {
+		s := c.ix.Streams[flight.stream]
+		f.Bytes += c.bytes(int(s.FirstChunk), int(s.FirstChunk+s.NumChunks))
+	}
+	l.cfg.OnFetch(f)
 }
 
 // left returns the flights that have not been handed over.

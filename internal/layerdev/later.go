@@ -100,6 +100,9 @@ func (b *bulk) fetch(ctx context.Context, s, end int) error {
 		if err := b.reap(ctx, false); err != nil {
 			return err
 		}
+		if err := b.pace(ctx, s, end); err != nil {
+			return err
+		}
 		select {
 		case b.slots <- struct{}{}:
 		case <-ctx.Done():
@@ -112,6 +115,25 @@ func (b *bulk) fetch(ctx context.Context, s, end int) error {
 			return err
 		}
 		s = next
+	}
+	return nil
+}
+
+// pace waits until the next run of the streams [s, end) may be fetched.
+func (b *bulk) pace(ctx context.Context, s, end int) error {
+	if b.l.cfg.Pace == nil || b.prio != blob.Background {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(b.l.ctx, cancel)()
+	streams := b.c.ix.Streams
+	n := min(streams[end-1].End-streams[s].Off, laterRun)
+	if err := b.l.cfg.Pace(ctx, max(n, streams[s].End-streams[s].Off)); err != nil {
+		if b.l.ctx.Err() != nil {
+			return errClosed
+		}
+		return err
 	}
 	return nil
 }

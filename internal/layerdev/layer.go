@@ -37,6 +37,9 @@ type LayerConfig struct {
 	// MaxReadahead limits how much is fetched ahead of a sequential reader, in
 	// compressed bytes. Default DefaultMaxReadahead.
 	MaxReadahead int64
+	// Pace, where set, is called before n compressed bytes are fetched with
+	// priority Background, and returns when they may be.
+	Pace func(ctx context.Context, n int64) error
 	// Logger receives what a person may need to know. Default: discard.
 	Logger *slog.Logger
 	// FileAt, where set, returns what people call the file that holds the byte
@@ -44,24 +47,66 @@ type LayerConfig struct {
 	// know. Default: the name in the layer's index. It is called with locks of
 	// the layer held and must not call it.
 	FileAt func(off int64) string
-	// OnMiss, where set, is told of every chunk a reader had to wait for, in
-	// the reader's goroutine.
-	OnMiss func(Miss)
+	// OnRead, where set, is told of every read with priority Demand, once it
+	// can be answered, in the reader's goroutine; not of those of a layer that
+	// was complete when it was opened. OnFetch is told of every range that was
+	// asked of the source, once it is over. Both must be quick.
+	OnRead  func(Access)
+	OnFetch func(Fetched)
 	// OnComplete, where set, is called once when nothing is missing any more
 	// and that is durable; not for layers that are complete when opened.
 	OnComplete func()
 }
 
-// Miss is one chunk that a reader had to wait for.
-type Miss struct {
-	// Chunk is its number in the layer's index, Off its place in the flat data.
-	Chunk int
-	Off   int64
-	// File is the name of the file it is in.
+// Access is a read of a part of a layer.
+type Access struct {
+	// First and Last are the chunks [First, Last) it touched, by their numbers
+	// in the layer's index; Bytes are those in them.
+	First, Last int
+	Bytes       int64
+	// Missed is how many of them were missing; where that is 0, nothing of what
+	// follows is set.
+	Missed int
+	// File is the name of the file that the first missing one is in.
 	File string
 	// At is when the reader began to wait, Wait how long it did.
 	At   time.Time
 	Wait time.Duration
+	// From is where the bytes came from of the ranges of the blob that the
+	// chunks were in, as far as they had come by then. Of several who wait for
+	// one range, the first to be answered is told of its bytes.
+	From Origins
+	// Err is why it failed.
+	Err error
+}
+
+// Fetched is a range of the blob that was asked of the source.
+type Fetched struct {
+	// First and Last are the first chunk in it and the one behind the last. Where
+	// the source can leave out what lies between, not all between them are: Bytes
+	// are those of flat data in the ones that are.
+	First, Last int
+	Bytes       int64
+	Priority    blob.Priority
+	// At is when it was asked for, Took how long it did.
+	At   time.Time
+	Took time.Duration
+	From Origins
+	Err  error
+}
+
+// Origins are compressed bytes by where they came from, as blob.Traffic has
+// them.
+type Origins struct{ Local, Peers, Origin int64 }
+
+func originsOf(t *blob.Traffic) Origins {
+	return Origins{t.Local.Load(), t.Peers.Load(), t.Origin.Load()}
+}
+
+func (o *Origins) add(p Origins) {
+	o.Local += p.Local
+	o.Peers += p.Peers
+	o.Origin += p.Origin
 }
 
 // Layer is the flat data of a layer, of which any part may still be missing.
@@ -252,7 +297,7 @@ type looseChunk struct {
 
 // ready makes [off, end) readable from the data file, but for what it returns.
 func (l *Layer) ready(ctx context.Context, off, end int64) ([]looseChunk, error) {
-	if off >= end || l.IsComplete() {
+	if off >= end || l.IsComplete() && l.contents.Load() == nil {
 		return nil, nil
 	}
 	c, err := l.load()
@@ -261,9 +306,17 @@ func (l *Layer) ready(ctx context.Context, off, end int64) ([]looseChunk, error)
 	}
 	first, last := c.chunks(off, end)
 	prio := blob.PriorityOf(ctx)
+	if prio == blob.Demand {
+		l.use(c, first, last)
+	}
 	if c.present.all(first, last) {
 		if prio == blob.Demand {
-			l.runAhead(c, off, end)
+			if c.missing.Load() > 0 {
+				l.runAhead(c, off, end)
+			}
+			if l.cfg.OnRead != nil && first < last {
+				l.cfg.OnRead(Access{First: first, Last: last, Bytes: c.bytes(first, last)})
+			}
 		}
 		return nil, nil
 	}
@@ -312,6 +365,7 @@ func (l *Layer) spawn(f func()) bool {
 // counters are what Stats is made from.
 type counters struct {
 	runs, fetched, streams, chunks, inflated, read   atomic.Int64
+	used                                             atomic.Int64
 	faults, waits, waited, longest, errors, timeouts atomic.Int64
 	corrupt, loose, outages, retries                 atomic.Int64
 }
@@ -324,6 +378,7 @@ type Stats struct {
 	Chunks   int64 // chunks verified and made present
 	Inflated int64 // bytes in them
 	Read     int64 // bytes ReadAt returned
+	Used     int64 // bytes in chunks that readers wanted, each chunk once
 	Faults   int64 // reads that had to wait
 	Waits    int64 // chunks waited for in them
 	Errors   int64 // failed fetches and waits, cancelled ones not counted
@@ -342,7 +397,7 @@ func (l *Layer) Stats() Stats {
 	s := &l.stats
 	return Stats{
 		Runs: s.runs.Load(), Fetched: s.fetched.Load(), Streams: s.streams.Load(),
-		Chunks: s.chunks.Load(), Inflated: s.inflated.Load(), Read: s.read.Load(),
+		Chunks: s.chunks.Load(), Inflated: s.inflated.Load(), Read: s.read.Load(), Used: s.used.Load(),
 		Faults: s.faults.Load(), Waits: s.waits.Load(), Errors: s.errors.Load(),
 		Timeouts: s.timeouts.Load(), Corrupt: s.corrupt.Load(), Loose: s.loose.Load(),
 		Outages: s.outages.Load(), Retries: s.retries.Load(),

@@ -377,7 +377,11 @@ func TestCompleteIsDurableAndNeedsNoSource(t *testing.T) {
 	l := newLayer(t, tl, LayerConfig{
 		Blob:       src.open,
 		OnComplete: func() { completed.Add(1) },
-		OnMiss:     func(Miss) { misses.Add(1) },
+		OnRead: func(a Access) {
+			if a.Missed > 0 {
+				misses.Add(1)
+			}
+		},
 	})
 	if _, ok := CompleteData(l.dir); ok || l.IsComplete() {
 		t.Error("complete before it began")

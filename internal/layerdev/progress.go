@@ -26,7 +26,7 @@ func (l *Layer) Progress() (present, total int64, err error) {
 func (s Stats) Add(t Stats) Stats {
 	return Stats{
 		Runs: s.Runs + t.Runs, Fetched: s.Fetched + t.Fetched, Streams: s.Streams + t.Streams,
-		Chunks: s.Chunks + t.Chunks, Inflated: s.Inflated + t.Inflated, Read: s.Read + t.Read,
+		Chunks: s.Chunks + t.Chunks, Inflated: s.Inflated + t.Inflated, Read: s.Read + t.Read, Used: s.Used + t.Used,
 		Faults: s.Faults + t.Faults, Waits: s.Waits + t.Waits, Errors: s.Errors + t.Errors,
 		Timeouts: s.Timeouts + t.Timeouts, Corrupt: s.Corrupt + t.Corrupt, Loose: s.Loose + t.Loose,
 		Outages: s.Outages + t.Outages, Retries: s.Retries + t.Retries,

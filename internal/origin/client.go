@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,10 +85,11 @@ func (c *client) explain(err error, format string, args ...any) error {
 }
 
 // send makes one request to the registry, path being relative to the
-// repository, with authorization; a 401 gets it repeated once with a new one.
+// repository and with a query where it has one, with authorization; a 401 gets it repeated once with a new one.
 // Redirects are followed. The caller closes the answer's body.
 func (c *client) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	u := &url.URL{Scheme: c.o.x.Scheme(c.repo.host), Host: c.repo.host, Path: "/v2/" + c.repo.path + path}
+	path, query, _ := strings.Cut(path, "?")
+	u := &url.URL{Scheme: c.o.x.Scheme(c.repo.host), Host: c.repo.host, Path: "/v2/" + c.repo.path + path, RawQuery: query}
 	authorization, err := c.auth.authorization(ctx)
 	for first := true; err == nil; first = false {
 		var resp *http.Response

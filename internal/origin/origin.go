@@ -124,6 +124,7 @@ type Origin struct {
 	clients  *lru[clientKey, *client]
 	noRanges map[string]bool // registry hosts known to ignore Range
 	oneRange map[string]bool // those known to take no more than one range in a request
+	noList   map[string]bool // those known not to list referrers
 }
 
 // New returns an Origin. It makes no connection.
@@ -134,6 +135,7 @@ func New(cfg Config) (*Origin, error) {
 		cfg:      cfg.withDefaults(),
 		noRanges: make(map[string]bool),
 		oneRange: make(map[string]bool),
+		noList:   make(map[string]bool),
 	}
 	o.clients = newLRU[clientKey, *client](o.cfg.MaxClients)
 	how := exchange.Config{

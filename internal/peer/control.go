@@ -21,10 +21,15 @@ import (
 //	POST   /v1/mounts            mountRequest  -> Mounted
 //	DELETE /v1/mounts?target=…&lazily=true
 //	GET    /v1/status                          -> Status
-//	GET    /v1/file?url=…&tag=…&digest=…       -> the file, or a Range of it
+//	GET    /v1/file?url=…&tag=…&digest=…       -> the file, or a Range of it; see serveFile and upgradeFile
 //	GET    /v1/blobs                           -> []BlobStatus
 //	GET    /v1/blobs/{digest}                  -> BlobStatus
 //	DELETE /v1/blobs/{digest}
+//	GET    /v1/profiles                        -> []profile.Info
+//	POST   /v1/profiles          profile.Profile
+//	GET    /v1/profiles/{digest}               -> profile.Profile
+//	DELETE /v1/profiles/{digest}?cluster=
+//	GET    /v1/traces?name=…                   -> []trace.Start
 //	GET    /v1/peers                           -> SwarmPeers
 //	GET    /v1/swarm/blobs                     -> SwarmBlobs
 //	GET    /v1/swarm/blobs/{digest}            -> SwarmBlobs
@@ -81,6 +86,8 @@ func (p *Peer) handler() http.Handler {
 	})
 	p.handleBlobs(mux)
 	p.handleSwarm(mux)
+	p.handleStarts(mux)
+	p.handleProfiles(mux)
 	return mux
 }
 

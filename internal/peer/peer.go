@@ -51,6 +51,9 @@ type Config struct {
 	MaxReadahead    int64
 	Background      bool
 	BackgroundDelay time.Duration
+	// BackgroundRate limits background completion, in bytes per second; 0 is no
+	// limit.
+	BackgroundRate int64
 	// HighWater and LowWater are how much blobs and the data of lazy layers may
 	// take together, in bytes: half for each. A HighWater of 0 is 80 % of the
 	// file system, a LowWater of 0 is 7/8 of HighWater.
@@ -65,6 +68,8 @@ type Config struct {
 	Swarm *SwarmConfig
 	// Mirror, where set, says how others fetch through this node by HTTP.
 	Mirror *MirrorConfig
+	// Starts says what becomes of what images read while they start.
+	Starts StartsConfig
 	// Kubernetes, where set, says where to look for image pull secrets.
 	Kubernetes *keychain.KubernetesConfig
 	// ExitWhenIdle makes Run return once nothing is mounted any more: for a
@@ -102,6 +107,8 @@ type Peer struct {
 
 	// FromOrigin counts what was read from registries as blobs.
 	FromOrigin blob.Counter
+
+	handing sync.WaitGroup // downloads that took their connection from the control server
 
 	idle      chan struct{} // closed when nothing is mounted any more
 	idleOnce  sync.Once
@@ -245,6 +252,7 @@ func (p *Peer) openImages() error {
 		MaxReadahead:    p.cfg.MaxReadahead,
 		Background:      p.cfg.Background,
 		BackgroundDelay: p.cfg.BackgroundDelay,
+		BackgroundRate:  p.cfg.BackgroundRate,
 		Pin:             p.store.Pin,
 		Forget:          p.forget,
 		NoRanges:        p.origin.NoRanges,
@@ -257,8 +265,12 @@ func (p *Peer) openImages() error {
 	if p.holder != nil {
 		cfg.Holder = p.holder
 	}
-	p.images, err = image.Open(cfg)
-	return err
+	p.watchStarts(&cfg)
+	if p.images, err = image.Open(cfg); err != nil {
+		return err
+	}
+	p.shareProfiles()
+	return nil
 }
 
 // forget removes a blob that no image needs any more.
@@ -372,7 +384,9 @@ func (p *Peer) serveControl(ctx context.Context, ln net.Listener) error {
 	if err := srv.Serve(ln); ctx.Err() == nil {
 		return fmt.Errorf("serve control socket: %w", err)
 	}
-	return <-stopped
+	err := <-stopped
+	p.handing.Wait()
+	return err
 }
 
 // waitIdle returns a channel that is closed when the peer may stop by itself,

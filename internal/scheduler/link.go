@@ -12,11 +12,13 @@ import (
 // link is a peer that has joined, and what waits to be sent to it. Its methods
 // are safe for concurrent use.
 type link struct {
-	// Constant after newLink.
-	hello  wire.Hello
-	remote string // where it comes from, empty for this process
-	since  time.Time
-	limit  int
+	// Constant after join.
+	hello   wire.Hello
+	remote  string // where it comes from, empty for this process
+	since   time.Time
+	limit   int
+	holder  holder // whose certificate the ID belongs to
+	foreign bool   // another certificate was refused, and that was said; guarded by Service.mu
 
 	// ready has something in it when queue or pong does, done is closed when
 	// the stream is to end.

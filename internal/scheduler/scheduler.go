@@ -33,8 +33,13 @@ type Config struct {
 	// them; the stream of a peer that is further behind is ended. Default: 8
 	// MiB.
 	Queue int
+	// MaxProfiles and MaxProfileBytes are how many profiles of images are kept,
+	// and how many bytes of memory they may take together; the one that was used
+	// least recently goes. Defaults: 10,000 and 64 MiB.
+	MaxProfiles     int
+	MaxProfileBytes int64
 	// TLS, where set, is used for all connections. It says whether clients have
-	// to show certificates.
+	// to show certificates. Those that do keep their IDs: see bonds.
 	TLS *tls.Config
 	// Version is told to peers and to who asks for the status.
 	Version string
@@ -58,6 +63,12 @@ type Stats struct {
 	// SlowPeers counts streams that were ended because the peer did not take
 	// what was sent, Invalid those that were because it sent nonsense.
 	SlowPeers, Invalid int64
+	// Profiles are kept now, of ProfileBytes together. ProfileLookups counts the
+	// questions for one, ProfileHits those that were answered with one.
+	Profiles, ProfileBytes, ProfileLookups, ProfileHits int64
+	// ForeignIDs counts streams that were refused because their ID belongs to
+	// another certificate.
+	ForeignIDs int64
 }
 
 // Service is a scheduler. Its methods are safe for concurrent use.
@@ -69,6 +80,9 @@ type Service struct {
 	linger time.Duration // after the last event, nothing is left to expire
 	server *grpc.Server
 
+	profiles *profiles
+	callers  callers
+
 	tasks sync.WaitGroup
 	// stopping is closed by Close.
 	stopping chan struct{}
@@ -79,6 +93,7 @@ type Service struct {
 	held      []schedule.Want
 	tracker   *schedule.Tracker
 	links     map[schedule.PeerID]*link
+	bonds     bonds
 	stats     Stats
 	closed    bool
 	ticking   bool
@@ -103,6 +118,12 @@ func New(cfg Config) *Service {
 	if cfg.Queue <= 0 {
 		cfg.Queue = 8 << 20
 	}
+	if cfg.MaxProfiles <= 0 {
+		cfg.MaxProfiles = 10000
+	}
+	if cfg.MaxProfileBytes <= 0 {
+		cfg.MaxProfileBytes = 64 << 20
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -115,6 +136,8 @@ func New(cfg Config) *Service {
 		stopping: make(chan struct{}),
 		tracker:  schedule.New(o),
 		links:    make(map[schedule.PeerID]*link),
+		bonds:    bonds{most: 2 * cfg.MaxPeers},
+		profiles: newProfiles(cfg.MaxProfiles, cfg.MaxProfileBytes),
 	}
 	s.server = newServer(s)
 	return s
@@ -176,11 +199,13 @@ func (s *Service) Stats() Stats {
 func (s *Service) snapshot() Stats {
 	out := s.stats
 	out.Peers, out.Blobs = int64(len(s.links)), int64(s.tracker.Blobs())
+	s.profiles.count(&out)
 	return out
 }
 
-// join lets a peer in, in place of an older stream of its.
-func (s *Service) join(h wire.Hello, remote string) (*link, error) {
+// join lets a peer in, in place of an older stream of its. who is whose
+// certificate it showed; the zero one stands for this process.
+func (s *Service) join(h wire.Hello, remote string, who holder) (*link, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.links[h.ID]
@@ -189,6 +214,9 @@ func (s *Service) join(h wire.Hello, remote string) (*link, error) {
 		return nil, errStopping
 	case old == nil && len(s.links) >= s.cfg.MaxPeers:
 		return nil, blob.Errorf(blob.Busy, "join scheduler: %d peers have joined, which is the limit", len(s.links))
+	}
+	if err := s.identify(h.ID, old, remote, who); err != nil {
+		return nil, err
 	}
 	if old != nil {
 		s.log.Warn("peer joined again, its older stream is ended", "peer", h.ID, "remote", remote, "older", old.remote)
@@ -204,6 +232,7 @@ func (s *Service) join(h wire.Hello, remote string) (*link, error) {
 		s.log.Info("peers come back from an earlier scheduler: deciding once they have said what they have", "wait", learnFor)
 	}
 	l := newLink(h, remote, s.cfg.Queue)
+	l.holder = who
 	s.links[h.ID] = l
 	s.stats.Joins++
 	s.happen(schedule.PeerJoined{ID: h.ID, Addr: h.Addr, Location: h.Location, Seed: h.Seed, UploadSlots: h.Slots})
@@ -225,6 +254,9 @@ func (s *Service) remove(l *link) {
 		return
 	}
 	delete(s.links, l.hello.ID)
+	if s.cfg.TLS != nil {
+		s.bonds.keep(l.hello.ID, l.holder, time.Now())
+	}
 	s.release(l.hello.ID)
 	s.log.Info("peer left", "peer", l.hello.ID, "remote", l.remote, "reason", l.reason())
 	s.happen(schedule.PeerLeft{ID: l.hello.ID})

@@ -78,7 +78,7 @@ func (g *server) Join(stream pb.Scheduler_JoinServer) error {
 	if err != nil {
 		return statusOf(err)
 	}
-	l, err := g.s.join(hello, remote)
+	l, err := g.s.join(hello, remote, holderOf(stream.Context()))
 	if err != nil {
 		return statusOf(err)
 	}
@@ -243,6 +243,8 @@ func (g *server) Status(_ context.Context, request *pb.StatusRequest) (*pb.Statu
 			Peers: c.Peers, Blobs: c.Blobs, Joins: c.Joins, Decisions: c.Decisions, StepNanoseconds: c.StepTime.Nanoseconds(),
 			Grants: c.Grants, Leases: c.Leases, Revokes: c.Revokes, Drops: c.Drops, Forgets: c.Forgets, Parked: c.Parked,
 			Refused: c.Refused, SlowPeers: c.SlowPeers, Invalid: c.Invalid,
+			Profiles: c.Profiles, ProfileBytes: c.ProfileBytes, ProfileLookups: c.ProfileLookups, ProfileHits: c.ProfileHits,
+			ForeignIds: c.ForeignIDs,
 		},
 	}
 	for _, b := range s.Blobs(names) {

@@ -22,6 +22,7 @@ type Session struct {
 	hello   Hello
 	handler Handler
 
+	caller  caller
 	loop    sync.WaitGroup
 	closing sync.Once
 	// closed is closed by Close.
@@ -77,7 +78,7 @@ func (x *Session) Close() {
 func (x *Session) run() {
 	down := false
 	for {
-		l, err := x.s.join(x.hello, "")
+		l, err := x.s.join(x.hello, "", holder{})
 		if err == nil {
 			down = false
 			err = x.serve(l)

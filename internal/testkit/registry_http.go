@@ -48,7 +48,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case rest == "tags":
 		r.serveTags(w, req, repo)
 	case op == Other && digest.Digest(rest).Validate() == nil:
-		r.serveReferrers(w, repo, digest.Digest(rest))
+		r.serveReferrers(w, repo, digest.Digest(rest), req.URL.Query().Get("artifactType"))
 	default:
 		refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "the operation is unsupported")
 	}

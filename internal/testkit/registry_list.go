@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -31,15 +32,23 @@ func (r *Registry) serveTags(w http.ResponseWriter, req *http.Request, repo stri
 }
 
 // serveReferrers lists the manifests of a repository whose subject has a
-// digest: OCI distribution specification 1.1, "Listing Referrers".
-func (r *Registry) serveReferrers(w http.ResponseWriter, repo string, subject digest.Digest) {
+// digest: OCI distribution specification 1.1, "Listing Referrers". With a type,
+// only those of it.
+func (r *Registry) serveReferrers(w http.ResponseWriter, repo string, subject digest.Digest, artifactType string) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for d, c := range r.repo(repo).manifests {
 		var m ocispec.Manifest
-		if json.Unmarshal(c.data, &m) == nil && m.Subject != nil && m.Subject.Digest == subject {
-			index.Manifests = append(index.Manifests, ocispec.Descriptor{MediaType: c.mediaType, Digest: d, Size: int64(len(c.data))})
+		if json.Unmarshal(c.data, &m) != nil || m.Subject == nil || m.Subject.Digest != subject {
+			continue
+		}
+		found := ocispec.Descriptor{
+			MediaType: c.mediaType, Digest: d, Size: int64(len(c.data)),
+			ArtifactType: cmp.Or(m.ArtifactType, m.Config.MediaType), Annotations: m.Annotations,
+		}
+		if artifactType == "" || artifactType == found.ArtifactType {
+			index.Manifests = append(index.Manifests, found)
 		}
 	}
 	body, err := json.Marshal(index)
@@ -48,5 +57,8 @@ func (r *Registry) serveReferrers(w http.ResponseWriter, repo string, subject di
 		return
 	}
 	w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+	if artifactType != "" {
+		w.Header().Set("OCI-Filters-Applied", "artifactType")
+	}
 	_, _ = w.Write(append(body, '\n'))
 }

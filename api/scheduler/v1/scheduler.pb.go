@@ -2549,8 +2549,16 @@ type Counters struct {
 	Refused         int64                  `protobuf:"varint,12,opt,name=refused,proto3" json:"refused,omitempty"`
 	SlowPeers       int64                  `protobuf:"varint,13,opt,name=slow_peers,json=slowPeers,proto3" json:"slow_peers,omitempty"`
 	Invalid         int64                  `protobuf:"varint,14,opt,name=invalid,proto3" json:"invalid,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Profiles that are kept, and the bytes of their encodings.
+	Profiles     int64 `protobuf:"varint,15,opt,name=profiles,proto3" json:"profiles,omitempty"`
+	ProfileBytes int64 `protobuf:"varint,16,opt,name=profile_bytes,json=profileBytes,proto3" json:"profile_bytes,omitempty"`
+	// GetProfile calls, and those that were answered with a profile.
+	ProfileLookups int64 `protobuf:"varint,17,opt,name=profile_lookups,json=profileLookups,proto3" json:"profile_lookups,omitempty"`
+	ProfileHits    int64 `protobuf:"varint,18,opt,name=profile_hits,json=profileHits,proto3" json:"profile_hits,omitempty"`
+	// Streams that were refused because the id belongs to another certificate.
+	ForeignIds    int64 `protobuf:"varint,19,opt,name=foreign_ids,json=foreignIds,proto3" json:"foreign_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Counters) Reset() {
@@ -2679,6 +2687,443 @@ func (x *Counters) GetInvalid() int64 {
 		return x.Invalid
 	}
 	return 0
+}
+
+func (x *Counters) GetProfiles() int64 {
+	if x != nil {
+		return x.Profiles
+	}
+	return 0
+}
+
+func (x *Counters) GetProfileBytes() int64 {
+	if x != nil {
+		return x.ProfileBytes
+	}
+	return 0
+}
+
+func (x *Counters) GetProfileLookups() int64 {
+	if x != nil {
+		return x.ProfileLookups
+	}
+	return 0
+}
+
+func (x *Counters) GetProfileHits() int64 {
+	if x != nil {
+		return x.ProfileHits
+	}
+	return 0
+}
+
+func (x *Counters) GetForeignIds() int64 {
+	if x != nil {
+		return x.ForeignIds
+	}
+	return 0
+}
+
+type OfferProfilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1,000, of different images.
+	Offers        []*ProfileOffer `protobuf:"bytes,1,rep,name=offers,proto3" json:"offers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfferProfilesRequest) Reset() {
+	*x = OfferProfilesRequest{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfferProfilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfferProfilesRequest) ProtoMessage() {}
+
+func (x *OfferProfilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfferProfilesRequest.ProtoReflect.Descriptor instead.
+func (*OfferProfilesRequest) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *OfferProfilesRequest) GetOffers() []*ProfileOffer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
+type ProfileOffer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The digest of the image's manifest, of one platform.
+	Manifest string `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// The SHA-256 of the profile's encoding, 32 bytes.
+	Hash          []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileOffer) Reset() {
+	*x = ProfileOffer{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileOffer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileOffer) ProtoMessage() {}
+
+func (x *ProfileOffer) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileOffer.ProtoReflect.Descriptor instead.
+func (*ProfileOffer) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ProfileOffer) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *ProfileOffer) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+type OfferProfilesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Manifests of the offers whose profiles the scheduler wants.
+	Wanted        []string `protobuf:"bytes,1,rep,name=wanted,proto3" json:"wanted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfferProfilesResponse) Reset() {
+	*x = OfferProfilesResponse{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfferProfilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfferProfilesResponse) ProtoMessage() {}
+
+func (x *OfferProfilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfferProfilesResponse.ProtoReflect.Descriptor instead.
+func (*OfferProfilesResponse) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *OfferProfilesResponse) GetWanted() []string {
+	if x != nil {
+		return x.Wanted
+	}
+	return nil
+}
+
+type PutProfileRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Manifest string                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// The profile's encoding, at most 64 KiB, of that manifest.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutProfileRequest) Reset() {
+	*x = PutProfileRequest{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutProfileRequest) ProtoMessage() {}
+
+func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutProfileRequest.ProtoReflect.Descriptor instead.
+func (*PutProfileRequest) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PutProfileRequest) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *PutProfileRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type PutProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutProfileResponse) Reset() {
+	*x = PutProfileResponse{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutProfileResponse) ProtoMessage() {}
+
+func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutProfileResponse.ProtoReflect.Descriptor instead.
+func (*PutProfileResponse) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{39}
+}
+
+type GetProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Manifest      string                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProfileRequest) Reset() {
+	*x = GetProfileRequest{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProfileRequest) ProtoMessage() {}
+
+func (x *GetProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProfileRequest.ProtoReflect.Descriptor instead.
+func (*GetProfileRequest) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetProfileRequest) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+type GetProfileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The profile's encoding.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProfileResponse) Reset() {
+	*x = GetProfileResponse{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProfileResponse) ProtoMessage() {}
+
+func (x *GetProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProfileResponse.ProtoReflect.Descriptor instead.
+func (*GetProfileResponse) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *GetProfileResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RemoveProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Manifest      string                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveProfileRequest) Reset() {
+	*x = RemoveProfileRequest{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveProfileRequest) ProtoMessage() {}
+
+func (x *RemoveProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveProfileRequest.ProtoReflect.Descriptor instead.
+func (*RemoveProfileRequest) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RemoveProfileRequest) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+type RemoveProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveProfileResponse) Reset() {
+	*x = RemoveProfileResponse{}
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveProfileResponse) ProtoMessage() {}
+
+func (x *RemoveProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_scheduler_v1_scheduler_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveProfileResponse.ProtoReflect.Descriptor instead.
+func (*RemoveProfileResponse) Descriptor() ([]byte, []int) {
+	return file_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{43}
 }
 
 var File_scheduler_v1_scheduler_proto protoreflect.FileDescriptor
@@ -2849,7 +3294,7 @@ const file_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\apartial\x18\x04 \x01(\rR\apartial\x12\x1c\n" +
 	"\treceiving\x18\x05 \x01(\rR\treceiving\x12\x16\n" +
 	"\x06leased\x18\x06 \x01(\rR\x06leased\x12\x14\n" +
-	"\x05wants\x18\a \x01(\rR\x05wants\"\xfa\x02\n" +
+	"\x05wants\x18\a \x01(\rR\x05wants\"\xa8\x04\n" +
 	"\bCounters\x12\x14\n" +
 	"\x05peers\x18\x01 \x01(\x03R\x05peers\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x03R\x05blobs\x12\x14\n" +
@@ -2866,7 +3311,31 @@ const file_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\arefused\x18\f \x01(\x03R\arefused\x12\x1d\n" +
 	"\n" +
 	"slow_peers\x18\r \x01(\x03R\tslowPeers\x12\x18\n" +
-	"\ainvalid\x18\x0e \x01(\x03R\ainvalid*O\n" +
+	"\ainvalid\x18\x0e \x01(\x03R\ainvalid\x12\x1a\n" +
+	"\bprofiles\x18\x0f \x01(\x03R\bprofiles\x12#\n" +
+	"\rprofile_bytes\x18\x10 \x01(\x03R\fprofileBytes\x12'\n" +
+	"\x0fprofile_lookups\x18\x11 \x01(\x03R\x0eprofileLookups\x12!\n" +
+	"\fprofile_hits\x18\x12 \x01(\x03R\vprofileHits\x12\x1f\n" +
+	"\vforeign_ids\x18\x13 \x01(\x03R\n" +
+	"foreignIds\"R\n" +
+	"\x14OfferProfilesRequest\x12:\n" +
+	"\x06offers\x18\x01 \x03(\v2\".skimmer.scheduler.v1.ProfileOfferR\x06offers\">\n" +
+	"\fProfileOffer\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\tR\bmanifest\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\"/\n" +
+	"\x15OfferProfilesResponse\x12\x16\n" +
+	"\x06wanted\x18\x01 \x03(\tR\x06wanted\"C\n" +
+	"\x11PutProfileRequest\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\tR\bmanifest\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x14\n" +
+	"\x12PutProfileResponse\"/\n" +
+	"\x11GetProfileRequest\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\tR\bmanifest\"(\n" +
+	"\x12GetProfileResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"2\n" +
+	"\x14RemoveProfileRequest\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\tR\bmanifest\"\x17\n" +
+	"\x15RemoveProfileResponse*O\n" +
 	"\bPriority\x12\x13\n" +
 	"\x0fPRIORITY_DEMAND\x10\x00\x12\x15\n" +
 	"\x11PRIORITY_PREFETCH\x10\x01\x12\x17\n" +
@@ -2879,11 +3348,17 @@ const file_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\n" +
 	"WHY_ORIGIN\x10\x03\x12\x0f\n" +
 	"\vWHY_INVALID\x10\x04\x12\x10\n" +
-	"\fWHY_TOO_MANY\x10\x052\x88\x02\n" +
+	"\fWHY_TOO_MANY\x10\x052\x9e\x05\n" +
 	"\tScheduler\x12T\n" +
 	"\x04Join\x12#.skimmer.scheduler.v1.ClientMessage\x1a#.skimmer.scheduler.v1.ServerMessage(\x010\x01\x12P\n" +
 	"\x05Peers\x12\".skimmer.scheduler.v1.PeersRequest\x1a#.skimmer.scheduler.v1.PeersResponse\x12S\n" +
-	"\x06Status\x12#.skimmer.scheduler.v1.StatusRequest\x1a$.skimmer.scheduler.v1.StatusResponseB&Z$skimmer/api/scheduler/v1;schedulerv1b\x06proto3"
+	"\x06Status\x12#.skimmer.scheduler.v1.StatusRequest\x1a$.skimmer.scheduler.v1.StatusResponse\x12h\n" +
+	"\rOfferProfiles\x12*.skimmer.scheduler.v1.OfferProfilesRequest\x1a+.skimmer.scheduler.v1.OfferProfilesResponse\x12_\n" +
+	"\n" +
+	"PutProfile\x12'.skimmer.scheduler.v1.PutProfileRequest\x1a(.skimmer.scheduler.v1.PutProfileResponse\x12_\n" +
+	"\n" +
+	"GetProfile\x12'.skimmer.scheduler.v1.GetProfileRequest\x1a(.skimmer.scheduler.v1.GetProfileResponse\x12h\n" +
+	"\rRemoveProfile\x12*.skimmer.scheduler.v1.RemoveProfileRequest\x1a+.skimmer.scheduler.v1.RemoveProfileResponseB&Z$skimmer/api/scheduler/v1;schedulerv1b\x06proto3"
 
 var (
 	file_scheduler_v1_scheduler_proto_rawDescOnce sync.Once
@@ -2898,46 +3373,55 @@ func file_scheduler_v1_scheduler_proto_rawDescGZIP() []byte {
 }
 
 var file_scheduler_v1_scheduler_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_scheduler_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_scheduler_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_scheduler_v1_scheduler_proto_goTypes = []any{
-	(Priority)(0),          // 0: skimmer.scheduler.v1.Priority
-	(Why)(0),               // 1: skimmer.scheduler.v1.Why
-	(Fail_Reason)(0),       // 2: skimmer.scheduler.v1.Fail.Reason
-	(*ClientMessage)(nil),  // 3: skimmer.scheduler.v1.ClientMessage
-	(*ServerMessage)(nil),  // 4: skimmer.scheduler.v1.ServerMessage
-	(*Hello)(nil),          // 5: skimmer.scheduler.v1.Hello
-	(*Welcome)(nil),        // 6: skimmer.scheduler.v1.Welcome
-	(*Location)(nil),       // 7: skimmer.scheduler.v1.Location
-	(*Runs)(nil),           // 8: skimmer.scheduler.v1.Runs
-	(*Sums)(nil),           // 9: skimmer.scheduler.v1.Sums
-	(*Shape)(nil),          // 10: skimmer.scheduler.v1.Shape
-	(*Event)(nil),          // 11: skimmer.scheduler.v1.Event
-	(*Announce)(nil),       // 12: skimmer.scheduler.v1.Announce
-	(*Want)(nil),           // 13: skimmer.scheduler.v1.Want
-	(*Have)(nil),           // 14: skimmer.scheduler.v1.Have
-	(*Fail)(nil),           // 15: skimmer.scheduler.v1.Fail
-	(*Progress)(nil),       // 16: skimmer.scheduler.v1.Progress
-	(*Cancel)(nil),         // 17: skimmer.scheduler.v1.Cancel
-	(*Reject)(nil),         // 18: skimmer.scheduler.v1.Reject
-	(*Uploading)(nil),      // 19: skimmer.scheduler.v1.Uploading
-	(*Leaving)(nil),        // 20: skimmer.scheduler.v1.Leaving
-	(*Action)(nil),         // 21: skimmer.scheduler.v1.Action
-	(*Grant)(nil),          // 22: skimmer.scheduler.v1.Grant
-	(*Part)(nil),           // 23: skimmer.scheduler.v1.Part
-	(*Source)(nil),         // 24: skimmer.scheduler.v1.Source
-	(*Revoke)(nil),         // 25: skimmer.scheduler.v1.Revoke
-	(*Drop)(nil),           // 26: skimmer.scheduler.v1.Drop
-	(*Forget)(nil),         // 27: skimmer.scheduler.v1.Forget
-	(*MoreSums)(nil),       // 28: skimmer.scheduler.v1.MoreSums
-	(*Parked)(nil),         // 29: skimmer.scheduler.v1.Parked
-	(*Refused)(nil),        // 30: skimmer.scheduler.v1.Refused
-	(*PeersRequest)(nil),   // 31: skimmer.scheduler.v1.PeersRequest
-	(*PeersResponse)(nil),  // 32: skimmer.scheduler.v1.PeersResponse
-	(*Peer)(nil),           // 33: skimmer.scheduler.v1.Peer
-	(*StatusRequest)(nil),  // 34: skimmer.scheduler.v1.StatusRequest
-	(*StatusResponse)(nil), // 35: skimmer.scheduler.v1.StatusResponse
-	(*BlobStatus)(nil),     // 36: skimmer.scheduler.v1.BlobStatus
-	(*Counters)(nil),       // 37: skimmer.scheduler.v1.Counters
+	(Priority)(0),                 // 0: skimmer.scheduler.v1.Priority
+	(Why)(0),                      // 1: skimmer.scheduler.v1.Why
+	(Fail_Reason)(0),              // 2: skimmer.scheduler.v1.Fail.Reason
+	(*ClientMessage)(nil),         // 3: skimmer.scheduler.v1.ClientMessage
+	(*ServerMessage)(nil),         // 4: skimmer.scheduler.v1.ServerMessage
+	(*Hello)(nil),                 // 5: skimmer.scheduler.v1.Hello
+	(*Welcome)(nil),               // 6: skimmer.scheduler.v1.Welcome
+	(*Location)(nil),              // 7: skimmer.scheduler.v1.Location
+	(*Runs)(nil),                  // 8: skimmer.scheduler.v1.Runs
+	(*Sums)(nil),                  // 9: skimmer.scheduler.v1.Sums
+	(*Shape)(nil),                 // 10: skimmer.scheduler.v1.Shape
+	(*Event)(nil),                 // 11: skimmer.scheduler.v1.Event
+	(*Announce)(nil),              // 12: skimmer.scheduler.v1.Announce
+	(*Want)(nil),                  // 13: skimmer.scheduler.v1.Want
+	(*Have)(nil),                  // 14: skimmer.scheduler.v1.Have
+	(*Fail)(nil),                  // 15: skimmer.scheduler.v1.Fail
+	(*Progress)(nil),              // 16: skimmer.scheduler.v1.Progress
+	(*Cancel)(nil),                // 17: skimmer.scheduler.v1.Cancel
+	(*Reject)(nil),                // 18: skimmer.scheduler.v1.Reject
+	(*Uploading)(nil),             // 19: skimmer.scheduler.v1.Uploading
+	(*Leaving)(nil),               // 20: skimmer.scheduler.v1.Leaving
+	(*Action)(nil),                // 21: skimmer.scheduler.v1.Action
+	(*Grant)(nil),                 // 22: skimmer.scheduler.v1.Grant
+	(*Part)(nil),                  // 23: skimmer.scheduler.v1.Part
+	(*Source)(nil),                // 24: skimmer.scheduler.v1.Source
+	(*Revoke)(nil),                // 25: skimmer.scheduler.v1.Revoke
+	(*Drop)(nil),                  // 26: skimmer.scheduler.v1.Drop
+	(*Forget)(nil),                // 27: skimmer.scheduler.v1.Forget
+	(*MoreSums)(nil),              // 28: skimmer.scheduler.v1.MoreSums
+	(*Parked)(nil),                // 29: skimmer.scheduler.v1.Parked
+	(*Refused)(nil),               // 30: skimmer.scheduler.v1.Refused
+	(*PeersRequest)(nil),          // 31: skimmer.scheduler.v1.PeersRequest
+	(*PeersResponse)(nil),         // 32: skimmer.scheduler.v1.PeersResponse
+	(*Peer)(nil),                  // 33: skimmer.scheduler.v1.Peer
+	(*StatusRequest)(nil),         // 34: skimmer.scheduler.v1.StatusRequest
+	(*StatusResponse)(nil),        // 35: skimmer.scheduler.v1.StatusResponse
+	(*BlobStatus)(nil),            // 36: skimmer.scheduler.v1.BlobStatus
+	(*Counters)(nil),              // 37: skimmer.scheduler.v1.Counters
+	(*OfferProfilesRequest)(nil),  // 38: skimmer.scheduler.v1.OfferProfilesRequest
+	(*ProfileOffer)(nil),          // 39: skimmer.scheduler.v1.ProfileOffer
+	(*OfferProfilesResponse)(nil), // 40: skimmer.scheduler.v1.OfferProfilesResponse
+	(*PutProfileRequest)(nil),     // 41: skimmer.scheduler.v1.PutProfileRequest
+	(*PutProfileResponse)(nil),    // 42: skimmer.scheduler.v1.PutProfileResponse
+	(*GetProfileRequest)(nil),     // 43: skimmer.scheduler.v1.GetProfileRequest
+	(*GetProfileResponse)(nil),    // 44: skimmer.scheduler.v1.GetProfileResponse
+	(*RemoveProfileRequest)(nil),  // 45: skimmer.scheduler.v1.RemoveProfileRequest
+	(*RemoveProfileResponse)(nil), // 46: skimmer.scheduler.v1.RemoveProfileResponse
 }
 var file_scheduler_v1_scheduler_proto_depIdxs = []int32{
 	5,  // 0: skimmer.scheduler.v1.ClientMessage.hello:type_name -> skimmer.scheduler.v1.Hello
@@ -2989,17 +3473,26 @@ var file_scheduler_v1_scheduler_proto_depIdxs = []int32{
 	36, // 46: skimmer.scheduler.v1.StatusResponse.blobs:type_name -> skimmer.scheduler.v1.BlobStatus
 	37, // 47: skimmer.scheduler.v1.StatusResponse.counters:type_name -> skimmer.scheduler.v1.Counters
 	10, // 48: skimmer.scheduler.v1.BlobStatus.shape:type_name -> skimmer.scheduler.v1.Shape
-	3,  // 49: skimmer.scheduler.v1.Scheduler.Join:input_type -> skimmer.scheduler.v1.ClientMessage
-	31, // 50: skimmer.scheduler.v1.Scheduler.Peers:input_type -> skimmer.scheduler.v1.PeersRequest
-	34, // 51: skimmer.scheduler.v1.Scheduler.Status:input_type -> skimmer.scheduler.v1.StatusRequest
-	4,  // 52: skimmer.scheduler.v1.Scheduler.Join:output_type -> skimmer.scheduler.v1.ServerMessage
-	32, // 53: skimmer.scheduler.v1.Scheduler.Peers:output_type -> skimmer.scheduler.v1.PeersResponse
-	35, // 54: skimmer.scheduler.v1.Scheduler.Status:output_type -> skimmer.scheduler.v1.StatusResponse
-	52, // [52:55] is the sub-list for method output_type
-	49, // [49:52] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	39, // 49: skimmer.scheduler.v1.OfferProfilesRequest.offers:type_name -> skimmer.scheduler.v1.ProfileOffer
+	3,  // 50: skimmer.scheduler.v1.Scheduler.Join:input_type -> skimmer.scheduler.v1.ClientMessage
+	31, // 51: skimmer.scheduler.v1.Scheduler.Peers:input_type -> skimmer.scheduler.v1.PeersRequest
+	34, // 52: skimmer.scheduler.v1.Scheduler.Status:input_type -> skimmer.scheduler.v1.StatusRequest
+	38, // 53: skimmer.scheduler.v1.Scheduler.OfferProfiles:input_type -> skimmer.scheduler.v1.OfferProfilesRequest
+	41, // 54: skimmer.scheduler.v1.Scheduler.PutProfile:input_type -> skimmer.scheduler.v1.PutProfileRequest
+	43, // 55: skimmer.scheduler.v1.Scheduler.GetProfile:input_type -> skimmer.scheduler.v1.GetProfileRequest
+	45, // 56: skimmer.scheduler.v1.Scheduler.RemoveProfile:input_type -> skimmer.scheduler.v1.RemoveProfileRequest
+	4,  // 57: skimmer.scheduler.v1.Scheduler.Join:output_type -> skimmer.scheduler.v1.ServerMessage
+	32, // 58: skimmer.scheduler.v1.Scheduler.Peers:output_type -> skimmer.scheduler.v1.PeersResponse
+	35, // 59: skimmer.scheduler.v1.Scheduler.Status:output_type -> skimmer.scheduler.v1.StatusResponse
+	40, // 60: skimmer.scheduler.v1.Scheduler.OfferProfiles:output_type -> skimmer.scheduler.v1.OfferProfilesResponse
+	42, // 61: skimmer.scheduler.v1.Scheduler.PutProfile:output_type -> skimmer.scheduler.v1.PutProfileResponse
+	44, // 62: skimmer.scheduler.v1.Scheduler.GetProfile:output_type -> skimmer.scheduler.v1.GetProfileResponse
+	46, // 63: skimmer.scheduler.v1.Scheduler.RemoveProfile:output_type -> skimmer.scheduler.v1.RemoveProfileResponse
+	57, // [57:64] is the sub-list for method output_type
+	50, // [50:57] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_scheduler_v1_scheduler_proto_init() }
@@ -3033,7 +3526,7 @@ func file_scheduler_v1_scheduler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_scheduler_v1_scheduler_proto_rawDesc), len(file_scheduler_v1_scheduler_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

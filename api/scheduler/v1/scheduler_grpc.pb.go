@@ -25,9 +25,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Scheduler_Join_FullMethodName   = "/skimmer.scheduler.v1.Scheduler/Join"
-	Scheduler_Peers_FullMethodName  = "/skimmer.scheduler.v1.Scheduler/Peers"
-	Scheduler_Status_FullMethodName = "/skimmer.scheduler.v1.Scheduler/Status"
+	Scheduler_Join_FullMethodName          = "/skimmer.scheduler.v1.Scheduler/Join"
+	Scheduler_Peers_FullMethodName         = "/skimmer.scheduler.v1.Scheduler/Peers"
+	Scheduler_Status_FullMethodName        = "/skimmer.scheduler.v1.Scheduler/Status"
+	Scheduler_OfferProfiles_FullMethodName = "/skimmer.scheduler.v1.Scheduler/OfferProfiles"
+	Scheduler_PutProfile_FullMethodName    = "/skimmer.scheduler.v1.Scheduler/PutProfile"
+	Scheduler_GetProfile_FullMethodName    = "/skimmer.scheduler.v1.Scheduler/GetProfile"
+	Scheduler_RemoveProfile_FullMethodName = "/skimmer.scheduler.v1.Scheduler/RemoveProfile"
 )
 
 // SchedulerClient is the client API for Scheduler service.
@@ -38,14 +42,32 @@ type SchedulerClient interface {
 	// others are events; the first of the scheduler is a welcome, all others are
 	// actions. A peer that joins again under its id ends its older stream.
 	//
+	// With mutual TLS an id belongs to the certificate it joined with, while the
+	// peer is there and for 5 minutes after. A certificate with the same key is
+	// the same, and so is one with the same names (the subject's common name and
+	// all alternative names) under the same root: a certificate may be renewed.
+	//
 	// Errors: INVALID_ARGUMENT names the field that is wrong; ABORTED means that
-	// another stream took the id; RESOURCE_EXHAUSTED that the scheduler is full
-	// or that the peer does not read; UNAVAILABLE that the scheduler stops.
+	// another stream took the id; PERMISSION_DENIED that the id belongs to
+	// another certificate; RESOURCE_EXHAUSTED that the scheduler is full or that
+	// the peer does not read; UNAVAILABLE that the scheduler stops.
 	Join(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ClientMessage, ServerMessage], error)
 	// Peers lists who has joined.
 	Peers(ctx context.Context, in *PeersRequest, opts ...grpc.CallOption) (*PeersResponse, error)
 	// Status says what is known of blobs, and what was done so far.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// OfferProfiles says which profiles a peer has, and is told which of them the
+	// scheduler wants.
+	OfferProfiles(ctx context.Context, in *OfferProfilesRequest, opts ...grpc.CallOption) (*OfferProfilesResponse, error)
+	// PutProfile gives the scheduler a profile, which is merged with what others
+	// gave it for that image.
+	PutProfile(ctx context.Context, in *PutProfileRequest, opts ...grpc.CallOption) (*PutProfileResponse, error)
+	// GetProfile returns the profile of an image. NOT_FOUND: there is none.
+	GetProfile(ctx context.Context, in *GetProfileRequest, opts ...grpc.CallOption) (*GetProfileResponse, error)
+	// RemoveProfile removes the profile of an image; if there is none, that is no
+	// error. For as long as the scheduler remembers it, at most a week, it keeps no
+	// profile of that image that was recorded before, whoever offers it.
+	RemoveProfile(ctx context.Context, in *RemoveProfileRequest, opts ...grpc.CallOption) (*RemoveProfileResponse, error)
 }
 
 type schedulerClient struct {
@@ -89,6 +111,46 @@ func (c *schedulerClient) Status(ctx context.Context, in *StatusRequest, opts ..
 	return out, nil
 }
 
+func (c *schedulerClient) OfferProfiles(ctx context.Context, in *OfferProfilesRequest, opts ...grpc.CallOption) (*OfferProfilesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OfferProfilesResponse)
+	err := c.cc.Invoke(ctx, Scheduler_OfferProfiles_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *schedulerClient) PutProfile(ctx context.Context, in *PutProfileRequest, opts ...grpc.CallOption) (*PutProfileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutProfileResponse)
+	err := c.cc.Invoke(ctx, Scheduler_PutProfile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *schedulerClient) GetProfile(ctx context.Context, in *GetProfileRequest, opts ...grpc.CallOption) (*GetProfileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetProfileResponse)
+	err := c.cc.Invoke(ctx, Scheduler_GetProfile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *schedulerClient) RemoveProfile(ctx context.Context, in *RemoveProfileRequest, opts ...grpc.CallOption) (*RemoveProfileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveProfileResponse)
+	err := c.cc.Invoke(ctx, Scheduler_RemoveProfile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SchedulerServer is the server API for Scheduler service.
 // All implementations must embed UnimplementedSchedulerServer
 // for forward compatibility.
@@ -97,14 +159,32 @@ type SchedulerServer interface {
 	// others are events; the first of the scheduler is a welcome, all others are
 	// actions. A peer that joins again under its id ends its older stream.
 	//
+	// With mutual TLS an id belongs to the certificate it joined with, while the
+	// peer is there and for 5 minutes after. A certificate with the same key is
+	// the same, and so is one with the same names (the subject's common name and
+	// all alternative names) under the same root: a certificate may be renewed.
+	//
 	// Errors: INVALID_ARGUMENT names the field that is wrong; ABORTED means that
-	// another stream took the id; RESOURCE_EXHAUSTED that the scheduler is full
-	// or that the peer does not read; UNAVAILABLE that the scheduler stops.
+	// another stream took the id; PERMISSION_DENIED that the id belongs to
+	// another certificate; RESOURCE_EXHAUSTED that the scheduler is full or that
+	// the peer does not read; UNAVAILABLE that the scheduler stops.
 	Join(grpc.BidiStreamingServer[ClientMessage, ServerMessage]) error
 	// Peers lists who has joined.
 	Peers(context.Context, *PeersRequest) (*PeersResponse, error)
 	// Status says what is known of blobs, and what was done so far.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// OfferProfiles says which profiles a peer has, and is told which of them the
+	// scheduler wants.
+	OfferProfiles(context.Context, *OfferProfilesRequest) (*OfferProfilesResponse, error)
+	// PutProfile gives the scheduler a profile, which is merged with what others
+	// gave it for that image.
+	PutProfile(context.Context, *PutProfileRequest) (*PutProfileResponse, error)
+	// GetProfile returns the profile of an image. NOT_FOUND: there is none.
+	GetProfile(context.Context, *GetProfileRequest) (*GetProfileResponse, error)
+	// RemoveProfile removes the profile of an image; if there is none, that is no
+	// error. For as long as the scheduler remembers it, at most a week, it keeps no
+	// profile of that image that was recorded before, whoever offers it.
+	RemoveProfile(context.Context, *RemoveProfileRequest) (*RemoveProfileResponse, error)
 	mustEmbedUnimplementedSchedulerServer()
 }
 
@@ -123,6 +203,18 @@ func (UnimplementedSchedulerServer) Peers(context.Context, *PeersRequest) (*Peer
 }
 func (UnimplementedSchedulerServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedSchedulerServer) OfferProfiles(context.Context, *OfferProfilesRequest) (*OfferProfilesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OfferProfiles not implemented")
+}
+func (UnimplementedSchedulerServer) PutProfile(context.Context, *PutProfileRequest) (*PutProfileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutProfile not implemented")
+}
+func (UnimplementedSchedulerServer) GetProfile(context.Context, *GetProfileRequest) (*GetProfileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetProfile not implemented")
+}
+func (UnimplementedSchedulerServer) RemoveProfile(context.Context, *RemoveProfileRequest) (*RemoveProfileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveProfile not implemented")
 }
 func (UnimplementedSchedulerServer) mustEmbedUnimplementedSchedulerServer() {}
 func (UnimplementedSchedulerServer) testEmbeddedByValue()                   {}
@@ -188,6 +280,78 @@ func _Scheduler_Status_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Scheduler_OfferProfiles_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OfferProfilesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SchedulerServer).OfferProfiles(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Scheduler_OfferProfiles_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SchedulerServer).OfferProfiles(ctx, req.(*OfferProfilesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Scheduler_PutProfile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutProfileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SchedulerServer).PutProfile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Scheduler_PutProfile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SchedulerServer).PutProfile(ctx, req.(*PutProfileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Scheduler_GetProfile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetProfileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SchedulerServer).GetProfile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Scheduler_GetProfile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SchedulerServer).GetProfile(ctx, req.(*GetProfileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Scheduler_RemoveProfile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveProfileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SchedulerServer).RemoveProfile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Scheduler_RemoveProfile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SchedulerServer).RemoveProfile(ctx, req.(*RemoveProfileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Scheduler_ServiceDesc is the grpc.ServiceDesc for Scheduler service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -202,6 +366,22 @@ var Scheduler_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Scheduler_Status_Handler,
+		},
+		{
+			MethodName: "OfferProfiles",
+			Handler:    _Scheduler_OfferProfiles_Handler,
+		},
+		{
+			MethodName: "PutProfile",
+			Handler:    _Scheduler_PutProfile_Handler,
+		},
+		{
+			MethodName: "GetProfile",
+			Handler:    _Scheduler_GetProfile_Handler,
+		},
+		{
+			MethodName: "RemoveProfile",
+			Handler:    _Scheduler_RemoveProfile_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

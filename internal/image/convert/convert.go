@@ -34,6 +34,10 @@ type ConvertOptions struct {
 	Options
 	// Layer is how layers are built. TempDir and Progress are Convert's own.
 	Layer estargz.BuildOptions
+	// Prefetch, where set, takes the place of Layer.Prefetch: it returns the
+	// list for each layer of the source by its digest, in the order of need. It
+	// may be called concurrently.
+	Prefetch func(source digest.Digest) []string
 }
 
 // Convert reads the image src, rebuilds its layers so that they can be
@@ -63,7 +67,7 @@ func Convert(ctx context.Context, src, dst Name, opts ConvertOptions) (*Result, 
 	if err != nil {
 		return nil, err
 	}
-	c := &conversion{transfer: t, build: opts.Layer, layers: make(map[digest.Digest]*layer)}
+	c := &conversion{transfer: t, build: opts.Layer, prefetch: opts.Prefetch, layers: make(map[digest.Digest]*layer)}
 	if err := c.plan(root); err != nil {
 		return nil, fmt.Errorf("convert %v: %w", src, err)
 	}
@@ -82,10 +86,11 @@ func Convert(ctx context.Context, src, dst Name, opts ConvertOptions) (*Result, 
 // conversion is one run of Convert.
 type conversion struct {
 	*transfer
-	build  estargz.BuildOptions
-	images []*node // to convert
-	layers map[digest.Digest]*layer
-	copies map[digest.Digest]ocispec.Descriptor // blobs that stay as they are
+	build    estargz.BuildOptions
+	prefetch func(digest.Digest) []string // nil: build's
+	images   []*node                      // to convert
+	layers   map[digest.Digest]*layer
+	copies   map[digest.Digest]ocispec.Descriptor // blobs that stay as they are
 }
 
 // layer is a layer to convert, shared by all images that have it.

@@ -26,6 +26,9 @@ func (c *conversion) convertLayer(ctx context.Context, l *layer) error {
 
 	opts := c.build
 	opts.TempDir = c.opts.TempDir
+	if c.prefetch != nil {
+		opts.Prefetch = c.prefetch(l.src.Digest)
+	}
 	c.report(Event{Blob: l.src, State: Converting, Total: in.Size()})
 	var done int64
 	opts.Progress = func(n int64) {

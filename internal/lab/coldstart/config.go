@@ -28,7 +28,11 @@ type Mode string
 const (
 	Overlayfs Mode = "overlayfs" // containerd's own: everything is fetched and unpacked first
 	Stargz    Mode = "stargz"    // the stock remote snapshotter
-	Skimmer   Mode = "skimmer"   // ours
+	Skimmer   Mode = "skimmer"   // ours, on the first node of a cluster that starts the image
+	// Ours with the profile of an earlier start, and with another node of the
+	// cluster that has started the image before.
+	SkimmerProfile Mode = "skimmer-profile"
+	SkimmerPeers   Mode = "skimmer-peers"
 	// Those of others, with our mirror between them and the registry: on a node
 	// that has nothing, and on one that had the image before.
 	OverlayfsMirror Mode = "overlayfs-mirror"
@@ -38,17 +42,22 @@ const (
 
 // Modes returns all modes, in the order in which they are shown.
 func Modes() []Mode {
-	return []Mode{Overlayfs, Stargz, Skimmer, OverlayfsMirror, OverlayfsWarm, StargzMirror}
+	return []Mode{Overlayfs, Stargz, Skimmer, SkimmerProfile, SkimmerPeers, OverlayfsMirror, OverlayfsWarm, StargzMirror}
 }
 
 // DefaultModes returns those that are compared unless others are asked for.
-func DefaultModes() []Mode { return []Mode{Overlayfs, Stargz, Skimmer} }
+func DefaultModes() []Mode {
+	return []Mode{Overlayfs, Stargz, Skimmer, SkimmerProfile, SkimmerPeers}
+}
 
 // snapshotter returns the name of the mode's snapshotter in containerd.
 func (m Mode) snapshotter() string {
 	name, _, _ := strings.Cut(string(m), "-")
 	return name
 }
+
+// ours reports whether our snapshotter starts the container.
+func (m Mode) ours() bool { return m.snapshotter() == string(Skimmer) }
 
 // mirrored reports whether the mode has our mirror before the registry.
 func (m Mode) mirrored() bool { return strings.Contains(string(m), "-mirror") }
@@ -143,6 +152,16 @@ func ParsePaths(list string) (paths []Path, err error) {
 	return paths, nil
 }
 
+// FirstNode is what has become of the first node when the second one of mode
+// [SkimmerPeers] starts.
+type FirstNode string
+
+// The states of the first node.
+const (
+	Complete FirstNode = "complete" // it has all of the image
+	Started  FirstNode = "started"  // it has what its start read, and does not complete the image
+)
+
 // PublishFunc makes the image tag of an OCI layout lazily mountable and pushes
 // it as ref; it returns the size of its layers in the registry, in bytes. report
 // may be called concurrently.
@@ -158,9 +177,21 @@ type Config struct {
 	// Imports adds a case: a program that imports 300 modules, where the image
 	// python is among Images.
 	Imports bool
+	// Whole adds a case: the first of Images is read through, in the modes
+	// Overlayfs and Skimmer.
+	Whole bool
 	// Modes are what is compared, Paths what it is done over.
 	Modes []Mode
 	Paths []Path
+	// PeerPath is what lies between nodes, and between them and their scheduler,
+	// in mode SkimmerPeers, FirstNode the state of the first of them.
+	PeerPath  Path
+	FirstNode FirstNode
+	// AtOnce has cached starts of our modes follow first ones at once. Otherwise
+	// the node completes the image between them, as fast as the machine can.
+	AtOnce bool
+	// Command is noted in the report: how to repeat the experiment.
+	Command string
 	// Runs is how often everything is measured, at least once.
 	Runs int
 	// Containerd is the program; empty means the one in PATH.
@@ -181,46 +212,6 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// imports is a program that imports the first 300 modules of the standard
-// library that this Python has, in a fixed order, without those that open
-// windows, start programs or print.
-const imports = `
-import importlib, pkgutil, sys
-skip = {"antigravity", "this", "idlelib", "tkinter", "turtle", "turtledemo", "test", "lib2to3", "ensurepip", "venv"}
-queue = [m for m in sorted(sys.stdlib_module_names) if m[0] != "_" and m not in skip]
-done = 0
-while queue and done < 300:
-    name = queue.pop(0)
-    if name.rpartition(".")[2] in ("__main__", "tests", "test"):
-        continue
-    try:
-        module = importlib.import_module(name)
-    except Exception:
-        continue
-    done += 1
-    if hasattr(module, "__path__"):
-        queue += sorted(name + "." + m.name for m in pkgutil.iter_modules(module.__path__))
-print(done, "modules")
-sys.exit(done != 300)
-`
-
-// testCase is a program in an image.
-type testCase struct {
-	name  string
-	image lab.Spec
-	args  []string
-}
-
-func (c Config) cases() (cases []testCase) {
-	for _, s := range c.Images {
-		cases = append(cases, testCase{s.Name, s, s.Programs[0].Args})
-		if c.Imports && s.Name == "python" {
-			cases = append(cases, testCase{"python, 300 imports", s, []string{"/usr/bin/python3", "-W", "ignore", "-c", imports}})
-		}
-	}
-	return cases
-}
-
 // check returns what is wrong with the configuration.
 func (c Config) check() error {
 	switch {
@@ -234,8 +225,10 @@ func (c Config) check() error {
 		return fmt.Errorf("%d runs: there must be at least one", c.Runs)
 	case c.Stargz == "" && slices.ContainsFunc(c.Modes, func(m Mode) bool { return m.snapshotter() == string(Stargz) }):
 		return fmt.Errorf("mode stargz needs the baseline program")
-	case c.Skimmer == "" && slices.ContainsFunc(c.Modes, func(m Mode) bool { return m == Skimmer || m.mirrored() }):
-		return fmt.Errorf("mode skimmer and the mirror need the skimmer program")
+	case c.Skimmer == "" && slices.ContainsFunc(c.Modes, func(m Mode) bool { return m.ours() || m.mirrored() }):
+		return fmt.Errorf("modes of skimmer and the mirror need the skimmer program")
+	case c.FirstNode != Complete && c.FirstNode != Started && slices.Contains(c.Modes, SkimmerPeers):
+		return fmt.Errorf("first node %q: want %s or %s", c.FirstNode, Complete, Started)
 	}
 	return nil
 }

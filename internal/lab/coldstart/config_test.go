@@ -1,6 +1,7 @@
 package coldstart
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -66,8 +67,50 @@ func TestPeerConfig(t *testing.T) {
 	if cfg.DataDir != "/x y/data" || s.Socket != "/x y/s.sock" || s.Containerd != "/x y/c.sock" || !s.Enable {
 		t.Errorf("read %+v", cfg)
 	}
+	if cfg.InSwarm() {
+		t.Error("a node without a cluster is in one")
+	}
 	if cfg.Metrics.Server.Port != 0 || cfg.Health.Server.Port != 0 || cfg.Proxy.Server.Port != 0 {
 		t.Errorf("ports %d, %d and %d, want none", cfg.Metrics.Server.Port, cfg.Health.Server.Port, cfg.Proxy.Server.Port)
+	}
+}
+
+// TestMemberConfig reads that of a node that has a cluster.
+func TestMemberConfig(t *testing.T) {
+	cfg := config.DefaultPeer()
+	d := daemonConfig{
+		mode: Skimmer, dir: "/x", socket: "/x/s.sock", containerd: "/x/c.sock",
+		member: &member{scheduler: "127.0.0.1:1001", port: 1002, advertise: "127.0.0.1:1003"}, more: "lazy: {background: false}\n",
+	}
+	if err := config.Parse("peer.yaml", []byte(d.peerConfig()), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	if u := cfg.Upload; u.Server.Port != 1002 || u.Advertise != "127.0.0.1:1003" || !slices.Equal(cfg.Scheduler.Addresses, []string{"127.0.0.1:1001"}) || cfg.Lazy.Background {
+		t.Errorf("read %+v", cfg)
+	}
+	if got, want := d.control(), cfg.RunDir+"/skimmer.sock"; got != want {
+		t.Errorf("control socket %s, want %s", got, want)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	for _, c := range []struct {
+		json             string
+		joined, complete bool
+		bytes            int64
+	}{
+		{`{}`, false, false, 0},
+		{`{"swarm":{"schedulers":[{"up":false}],"bytes":{"fromPeers":5}},"snapshotter":{"pulled":[]}}`, false, false, 5},
+		{`{"swarm":{"schedulers":[{"up":false},{"up":true}]},"snapshotter":{"pulled":[{"complete":true},{"complete":false}]}}`, true, false, 0},
+		{`{"snapshotter":{"pulled":[{"complete":true},{"complete":true}]}}`, false, true, 0},
+	} {
+		var s status
+		if err := json.Unmarshal([]byte(c.json), &s); err != nil {
+			t.Fatal(err)
+		}
+		if s.joined() != c.joined || s.complete() != c.complete || s.fromPeers() != c.bytes {
+			t.Errorf("%s: joined %v, complete %v, %d bytes", c.json, s.joined(), s.complete(), s.fromPeers())
+		}
 	}
 }
 
@@ -80,6 +123,18 @@ func TestCheck(t *testing.T) {
 	if cases := good.cases(); len(cases) != 2 || cases[0].name != "python" || !strings.Contains(cases[1].name, "imports") {
 		t.Errorf("cases %v", cases)
 	}
+	node, _ := lab.SpecNamed("node")
+	good.Images, good.Whole = []lab.Spec{node, python}, true
+	cases := good.cases()
+	if len(cases) != 4 || cases[1].name != "node, read through" {
+		t.Fatalf("cases %v", cases)
+	}
+	if got := cases[1].modes([]Mode{Skimmer, Stargz, SkimmerPeers}); !slices.Equal(got, []Mode{Skimmer}) {
+		t.Errorf("an image is read through in modes %v", got)
+	}
+	if got := cases[0].modes(DefaultModes()); !slices.Equal(got, DefaultModes()) {
+		t.Errorf("an image is started in modes %v", got)
+	}
 	for name, spoil := range map[string]func(*Config){
 		"no images":  func(c *Config) { c.Images = nil },
 		"no modes":   func(c *Config) { c.Modes = nil },
@@ -87,6 +142,8 @@ func TestCheck(t *testing.T) {
 		"no runs":    func(c *Config) { c.Runs = 0 },
 		"no stargz":  func(c *Config) { c.Modes = []Mode{Stargz} },
 		"no skimmer": func(c *Config) { c.Modes = []Mode{Skimmer} },
+		"no profile": func(c *Config) { c.Modes = []Mode{SkimmerProfile} },
+		"no state":   func(c *Config) { c.Skimmer = "/s"; c.Modes = []Mode{SkimmerPeers} },
 		"no mirror":  func(c *Config) { c.Modes = []Mode{OverlayfsMirror} },
 		"no stock":   func(c *Config) { c.Skimmer = "/s"; c.Modes = []Mode{StargzMirror} },
 	} {

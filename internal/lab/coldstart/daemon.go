@@ -38,12 +38,17 @@ type proc struct {
 // daemonConfig says where a snapshotter is.
 type daemonConfig struct {
 	mode       Mode
-	dir        string // for everything it keeps
-	socket     string // its own
-	containerd string // containerd's
-	mirror     int    // the port of the mirror; 0 for none
-	registry   string // host:port, that a stock snapshotter has the mirror for
+	dir        string  // for everything it keeps
+	socket     string  // its own
+	containerd string  // containerd's
+	mirror     int     // the port of the mirror; 0 for none
+	registry   string  // host:port, that a stock snapshotter has the mirror for
+	member     *member // of a cluster; nil for none
+	more       string  // added to our configuration, as YAML
 }
+
+// control returns the socket by which our daemon in dir is asked about itself.
+func (d daemonConfig) control() string { return filepath.Join(d.dir, "run", "skimmer.sock") }
 
 // startDaemon starts the snapshotter of a mode and returns when its socket
 // answers. It runs until close, whatever becomes of ctx.
@@ -74,7 +79,7 @@ func startDaemon(ctx context.Context, cfg Config, d daemonConfig) (*proc, error)
 		return nil, fmt.Errorf("mode %s has no daemon", d.mode)
 	}
 	p := &proc{cmd: cmd, log: filepath.Join(d.dir, "daemon.log"), warn: cfg.Logger, exited: make(chan struct{})}
-	if err := p.start(ctx, d.socket); err != nil {
+	if err := p.start(ctx, "unix", d.socket); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", d.mode, err), p.close())
 	}
 	return p, nil
@@ -92,10 +97,11 @@ snapshotter:
   enable: true
   socket: %q
   containerd: %q
-`, filepath.Join(d.dir, "data"), filepath.Join(d.dir, "run"), d.mirror, d.socket, d.containerd)
+%s%s`, filepath.Join(d.dir, "data"), filepath.Join(d.dir, "run"), d.mirror, d.socket, d.containerd, d.member.config(), d.more)
 }
 
-func (p *proc) start(ctx context.Context, socket string) error {
+// start starts the program and returns when it answers at an address.
+func (p *proc) start(ctx context.Context, network, address string) error {
 	log, err := os.Create(p.log)
 	if err != nil {
 		close(p.exited)
@@ -123,7 +129,7 @@ func (p *proc) start(ctx context.Context, socket string) error {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	for {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
 		if err == nil {
 			return conn.Close()
 		}

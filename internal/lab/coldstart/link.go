@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +29,7 @@ type link struct {
 	wg     sync.WaitGroup
 
 	up, down lane
+	wide     atomic.Bool // nothing is held up for now
 }
 
 // lane is one direction of a link.
@@ -102,8 +104,11 @@ func (l *link) carry(ctx context.Context, near *net.TCPConn) {
 	defer wg.Wait()
 	// The near end could write at once, where it would have waited for the far
 	// end's answer to its SYN: what it sends arrives that much later.
-	half := l.path.RTT / 2
-	wg.Go(func() { l.send(ctx, &l.up, far, near, accepted.Add(l.path.RTT+half)) })
+	rtt := l.path.RTT
+	if l.wide.Load() {
+		rtt = 0
+	}
+	wg.Go(func() { l.send(ctx, &l.up, far, near, accepted.Add(rtt+rtt/2)) })
 	l.send(ctx, &l.down, near, far, accepted)
 }
 
@@ -136,8 +141,12 @@ func (l *link) send(ctx context.Context, lane *lane, dst, src *net.TCPConn, earl
 		buf := make([]byte, segment)
 		n, err := src.Read(buf)
 		if n > 0 {
-			sent := lane.reserve(time.Now(), n)
-			at := sent.Add(half)
+			sent := time.Now()
+			at := sent
+			if !l.wide.Load() {
+				sent = lane.reserve(sent, n)
+				at = sent.Add(half)
+			}
 			if at.Before(earliest) {
 				at = earliest
 			}

@@ -97,6 +97,47 @@ func TestLink(t *testing.T) {
 	}
 }
 
+// TestLinkWide sends through a wide link what would take minutes through it as
+// it is.
+func TestLinkWide(t *testing.T) {
+	server, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	l, err := newLink(t.Context(), server.Addr().String(), Path{RTT: 10 * time.Second, Bits: 100_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	l.wide.Store(true)
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.host())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	far, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	sent := bytes.Repeat([]byte("wide"), 1<<20) // 4 MiB: over 5 minutes
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if _, err := far.Write(sent); err != nil {
+			t.Error(err)
+		}
+		_ = far.(*net.TCPConn).CloseWrite() // the reader sees what is missing
+	})
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d of %d bytes arrived: %v", len(got), len(sent), err)
+	}
+}
+
 // TestLinkCloses cuts a connection over which nothing is said.
 func TestLinkCloses(t *testing.T) {
 	server, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")

@@ -19,36 +19,47 @@ import (
 // namespace is containerd's, for all that is started.
 const namespace = "skimmer-bench"
 
+// nodeConfig says what a node is to be.
+type nodeConfig struct {
+	mode     Mode
+	dir      string // must not exist
+	registry string // what it will pull from, host:port
+	member   *member
+	more     string // added to our daemon's configuration, as YAML
+	profiles string // a folder of profiles that our daemon finds; "" for none
+}
+
 // node is a machine that has never seen an image: a containerd and, where the
 // mode has one, a snapshotter, both with empty directories.
 type node struct {
 	mode       Mode
 	dir, fifos string
-	daemon     *proc // nil where containerd does it itself
-	peer       *proc // behind the mirror; nil without
-	mirror     int   // its port; 0 without
+	data       string // our daemon's data directory; "" where it is not ours
+	control    string // our daemon's control socket; "" where it is not ours
+	daemon     *proc  // nil where containerd does it itself
+	peer       *proc  // behind the mirror; nil without
+	mirror     int    // its port; 0 without
 	containerd *lab.Containerd
 	client     *containerd.Client
 	log        *slog.Logger
 }
 
-// newNode starts a node in dir, which must not exist. It runs until close,
-// whatever becomes of ctx. registry is what it will pull from, host:port.
-func newNode(ctx context.Context, cfg Config, mode Mode, dir, registry string) (*node, error) {
-	n := &node{mode: mode, dir: dir, fifos: filepath.Join(dir, "fifos"), log: cfg.Logger}
-	if err := n.open(ctx, cfg, registry); err != nil {
-		return nil, errors.Join(fmt.Errorf("start node for %s: %w", mode, err), n.close())
+// newNode starts a node. It runs until close, whatever becomes of ctx.
+func newNode(ctx context.Context, cfg Config, c nodeConfig) (*node, error) {
+	n := &node{mode: c.mode, dir: c.dir, fifos: filepath.Join(c.dir, "fifos"), log: cfg.Logger}
+	if err := n.open(ctx, cfg, c); err != nil {
+		return nil, errors.Join(fmt.Errorf("start node for %s: %w", c.mode, err), n.close())
 	}
 	return n, nil
 }
 
-func (n *node) open(ctx context.Context, cfg Config, registry string) error {
+func (n *node) open(ctx context.Context, cfg Config, nc nodeConfig) error {
 	if err := os.MkdirAll(n.fifos, 0o711); err != nil {
 		return err
 	}
 	c := lab.ContainerdConfig{Dir: filepath.Join(n.dir, "c"), Binary: cfg.Containerd, Logger: cfg.Logger}
 	var err error
-	d := daemonConfig{registry: registry, containerd: filepath.Join(c.Dir, "containerd.sock")}
+	d := daemonConfig{registry: nc.registry, containerd: filepath.Join(c.Dir, "containerd.sock"), member: nc.member, more: nc.more}
 	if n.mode.mirrored() {
 		if n.mirror, err = freePort(ctx); err != nil {
 			return err
@@ -63,6 +74,12 @@ func (n *node) open(ctx context.Context, cfg Config, registry string) error {
 	if name := n.mode.snapshotter(); name != string(Overlayfs) {
 		d.mode, d.dir, d.socket = Mode(name), filepath.Join(n.dir, "d"), filepath.Join(n.dir, "s.sock")
 		c.Plugins = map[string]string{name: d.socket}
+		if n.mode.ours() {
+			n.data, n.control = filepath.Join(d.dir, "data"), d.control()
+			if err := n.giveProfiles(nc.profiles); err != nil {
+				return err
+			}
+		}
 		if n.daemon, err = startDaemon(ctx, cfg, d); err != nil {
 			return err
 		}

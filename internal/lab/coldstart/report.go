@@ -15,13 +15,21 @@ type StartKind string
 // The starts.
 const (
 	First StartKind = "first"  // nothing: a node with empty directories and caches
-	Again StartKind = "cached" // all that the first start left, in a new container
+	Again StartKind = "cached" // all that the first start left, and what was completed since, in a new container
 )
 
 // Report is what an experiment measured. Times are in nanoseconds, sizes in
 // bytes; requests and bytes were counted by the registry.
 type Report struct {
-	Machine Machine  `json:"machine"`
+	Machine Machine `json:"machine"`
+	// Command repeats the experiment; PeerPath and FirstNode are what it said
+	// about nodes of one cluster.
+	Command   string    `json:"command,omitempty"`
+	PeerPath  Path      `json:"peerPath"`
+	FirstNode FirstNode `json:"firstNode,omitempty"`
+	// AtOnce says that cached starts followed first ones at once, while the node
+	// may have been completing the image.
+	AtOnce  bool     `json:"atOnce,omitempty"`
 	Images  []Image  `json:"images"`
 	Results []Result `json:"results"`
 	Samples []Sample `json:"samples"`
@@ -53,6 +61,9 @@ type Conditions struct {
 	Machine Machine       `json:"machine"`
 	// Output is the first line of what the program wrote.
 	Output string `json:"output"`
+	// Peers is what lay between nodes and what the other one had; empty where
+	// the node was alone.
+	Peers string `json:"peers,omitempty"`
 }
 
 // Sample is one start.
@@ -66,6 +77,12 @@ type Sample struct {
 	Run        time.Duration `json:"run"`
 	Requests   int64         `json:"requests"`
 	Bytes      int64         `json:"bytes"`
+	// LayerBytes are those of Bytes that were of layers, PeerBytes what other
+	// nodes sent.
+	LayerBytes int64 `json:"layerBytes"`
+	PeerBytes  int64 `json:"peerBytes"`
+	// Phases is where the time went; nil where nobody says.
+	Phases *Phases `json:"phases,omitempty"`
 	// Load is the machine's load average of the minute before.
 	Load float64 `json:"load"`
 }
@@ -93,17 +110,29 @@ func statOf[T number](values []T) Stat[T] {
 
 // Result is what the runs of one kind of start have in common.
 type Result struct {
-	Case       string              `json:"case"`
-	Mode       Mode                `json:"mode"`
-	Start      StartKind           `json:"start"`
-	Conditions Conditions          `json:"conditions"`
-	Runs       int                 `json:"runs"`
+	Case       string     `json:"case"`
+	Mode       Mode       `json:"mode"`
+	Start      StartKind  `json:"start"`
+	Conditions Conditions `json:"conditions"`
+	Runs       int        `json:"runs"`
+	// Mixed says that not all runs were under the same conditions; Conditions
+	// are those of the first.
+	Mixed      bool                `json:"mixed,omitempty"`
 	Total      Stat[time.Duration] `json:"total"`
 	Pull       Stat[time.Duration] `json:"pull"`
 	Create     Stat[time.Duration] `json:"create"`
 	Run        Stat[time.Duration] `json:"run"`
 	Requests   Stat[int64]         `json:"requests"`
 	Bytes      Stat[int64]         `json:"bytes"`
+	LayerBytes Stat[int64]         `json:"layerBytes"`
+	PeerBytes  Stat[int64]         `json:"peerBytes"`
+	// Bound is what a first start takes at least: the cached start, and what was
+	// fetched over the bandwidths of the paths; 0 where that is not known.
+	// OfBound is the total divided by it.
+	Bound   time.Duration `json:"bound,omitempty"`
+	OfBound float64       `json:"ofBound,omitempty"`
+	// Phases are the medians of those of the samples; nil where there are none.
+	Phases *Phases `json:"phases,omitempty"`
 	// Ratios are the medians of the totals, this one's divided by that of
 	// another mode; modes that were measured under other conditions are
 	// missing, and Incomparable says why.
@@ -122,7 +151,8 @@ type key struct {
 
 // summarize makes results of samples, in the order in which cases, modes and
 // paths were first seen.
-func summarize(samples []Sample) []Result {
+// peers is the path between nodes.
+func summarize(samples []Sample, peers Path) []Result {
 	groups := map[key][]Sample{}
 	var paths []Path
 	var names []string
@@ -147,6 +177,9 @@ func summarize(samples []Sample) []Result {
 					}
 				}
 				compare(same)
+				if start == Again {
+					boundBy(results, same, peers)
+				}
 				results = append(results, same...)
 			}
 		}
@@ -157,12 +190,16 @@ func summarize(samples []Sample) []Result {
 // resultOf summarizes the samples of one mode.
 func resultOf(g []Sample) Result {
 	r := Result{Case: g[0].Case, Mode: g[0].Mode, Start: g[0].Start, Conditions: g[0].Conditions, Runs: len(g)}
+	r.Mixed = slices.ContainsFunc(g, func(s Sample) bool { return s.Conditions != r.Conditions })
 	r.Total = statOf(collect(g, Sample.Total))
 	r.Pull = statOf(collect(g, func(s Sample) time.Duration { return s.Pull }))
 	r.Create = statOf(collect(g, func(s Sample) time.Duration { return s.Create }))
 	r.Run = statOf(collect(g, func(s Sample) time.Duration { return s.Run }))
 	r.Requests = statOf(collect(g, func(s Sample) int64 { return s.Requests }))
 	r.Bytes = statOf(collect(g, func(s Sample) int64 { return s.Bytes }))
+	r.LayerBytes = statOf(collect(g, func(s Sample) int64 { return s.LayerBytes }))
+	r.PeerBytes = statOf(collect(g, func(s Sample) int64 { return s.PeerBytes }))
+	r.Phases = phasesOf(g)
 	return r
 }
 
@@ -210,8 +247,12 @@ func Ratio(a, b Result) (float64, error) {
 		differs = "machines"
 	case a.Conditions.Output != b.Conditions.Output:
 		differs = "outputs"
+	case a.Conditions.Peers != b.Conditions.Peers && a.Conditions.Peers != "" && b.Conditions.Peers != "":
+		differs = "clusters"
 	case a.Runs != b.Runs:
 		differs = "numbers of runs"
+	case a.Mixed || b.Mixed:
+		differs = "conditions from run to run"
 	case b.Total.Median <= 0:
 		return 0, fmt.Errorf("compare %s with %s: the latter took no time", a.Mode, b.Mode)
 	}
@@ -231,4 +272,24 @@ func (r Report) load() (low, high float64) {
 		loads[i] = s.Load
 	}
 	return slices.Min(loads), slices.Max(loads)
+}
+
+// paths returns the paths of the results, in their order.
+func (r Report) paths() (paths []Path) {
+	for _, res := range r.Results {
+		if !slices.Contains(paths, res.Conditions.Path) {
+			paths = append(paths, res.Conditions.Path)
+		}
+	}
+	return paths
+}
+
+// over returns the results over a path.
+func (r Report) over(path Path) []Result {
+	return slices.DeleteFunc(slices.Clone(r.Results), func(res Result) bool { return res.Conditions.Path != path })
+}
+
+// ofMode reports whether there are results of a mode.
+func (r Report) ofMode(m Mode) bool {
+	return slices.ContainsFunc(r.Results, func(res Result) bool { return res.Mode == m })
 }

@@ -35,14 +35,15 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	e := &experiment{Config: cfg, images: map[string]Image{}}
+	e := &experiment{Config: cfg, images: map[string]Image{}, profiles: map[string]string{}}
+	e.report.Command, e.report.PeerPath, e.report.FirstNode, e.report.AtOnce = cfg.Command, cfg.PeerPath, cfg.FirstNode, cfg.AtOnce
 	err := e.run(ctx)
 	removeTraces()
 	if e.registry != nil {
 		err = errors.Join(err, e.registry.Close())
 	}
 	e.step("")
-	e.report.Results = summarize(e.report.Samples)
+	e.report.Results = summarize(e.report.Samples, cfg.PeerPath)
 	if err != nil {
 		return e.report, fmt.Errorf("measure cold starts: %w", err)
 	}
@@ -53,9 +54,21 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 type experiment struct {
 	Config
 	registry *lab.Registry
-	images   map[string]Image // by the name of the spec
-	nodes    int              // how many were started
+	images   map[string]Image  // by the name of the spec
+	profiles map[string]string // folders of recorded ones, by the name of the case
+	nodes    int               // how many were started
 	report   Report
+}
+
+// newDir returns a folder for one more node.
+func (e *experiment) newDir() string {
+	e.nodes++
+	return filepath.Join(e.Dir, fmt.Sprintf("n%d", e.nodes))
+}
+
+// containerID returns a name for a container of the node that was made last.
+func (e *experiment) containerID(what string) string {
+	return fmt.Sprintf("bench-%d-%d-%s", os.Getpid(), e.nodes, what)
 }
 
 func (e *experiment) step(name string) { e.Report(lab.Progress{Step: name, Fraction: -1}) }
@@ -114,65 +127,157 @@ func (e *experiment) compare(ctx context.Context, run int, path Path, c testCase
 		return fmt.Errorf("make a path to the registry: %w", err)
 	}
 	defer link.close()
-	for i := range e.Modes {
-		mode := e.Modes[(run+i)%len(e.Modes)]
-		e.step(fmt.Sprintf("run %d of %d, %v: %s with %s", run+1, e.Runs, path, c.name, mode))
-		if err := e.measure(ctx, link, mode, c); err != nil {
+	modes := c.modes(e.Modes)
+	for i := range modes {
+		mode := modes[(run+i)%len(modes)]
+		title := fmt.Sprintf("run %d of %d, %v: %s with %s", run+1, e.Runs, path, c.name, mode)
+		if err := e.measure(ctx, link, mode, c, title); err != nil {
 			return fmt.Errorf("%s with %s over %v: %w", c.name, mode, path, err)
 		}
 	}
 	return nil
 }
 
-// measure starts a case twice on a fresh node.
-func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase) (err error) {
-	image := e.images[c.image.Name]
-	e.nodes++
-	n, err := newNode(ctx, e.Config, mode, filepath.Join(e.Dir, fmt.Sprintf("n%d", e.nodes)), l.host())
+// measure starts a case twice on a fresh node, and calls that title.
+func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase, title string) (err error) {
+	p, err := e.prepare(ctx, mode, c)
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err != nil {
+		return err
+	}
+	e.step(title)
+	p.dir, p.registry = e.newDir(), l.host()
+	n, err := newNode(ctx, e.Config, p.nodeConfig)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
+	if p.member != nil {
+		if err := n.await(ctx, joinLimit, "has joined", status.joined); err != nil {
+			return err
+		}
+	}
 	if err := dropCaches(); err != nil {
 		return err
 	}
 	// The registry is a machine of its own that was not just started.
-	if err := e.registryReads(ctx, image); err != nil {
+	if err := e.registryReads(ctx, e.images[c.image.Name]); err != nil {
 		return err
 	}
-	ref := l.host() + "/" + image.Repository
 	if mode == OverlayfsWarm {
-		if err := e.warm(ctx, n, ref, c); err != nil {
+		if err := e.warm(ctx, n, l.host()+"/"+e.images[c.image.Name].Repository, c); err != nil {
 			return err
 		}
 	}
 	for _, kind := range []StartKind{First, Again} {
-		e.registry.Reset()
-		load, err := loadAverage()
+		s, err := e.sample(ctx, n, l, c, kind)
 		if err != nil {
 			return err
 		}
-		sctx, cancel := context.WithTimeout(ctx, startTimeout)
-		t, output, err := n.start(sctx, fmt.Sprintf("bench-%d-%d-%s", os.Getpid(), e.nodes, kind), ref, c.args)
-		cancel()
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fmt.Errorf("start it (%s): %w; %s", kind, err, n.logs())
+		if p.member != nil {
+			s.Conditions.Peers = fmt.Sprintf("%v, first node %s", e.PeerPath, e.FirstNode)
 		}
-		counts := e.registry.Reset()
-		e.report.Samples = append(e.report.Samples, Sample{
-			Case: c.name, Mode: mode, Start: kind,
-			Conditions: Conditions{
-				Path: l.path, Image: image.Digest, Program: digest.FromString(strings.Join(c.args, "\x00")), Machine: e.report.Machine,
-				Output: firstLine(output),
-			},
-			Pull: t.pull, Create: t.create, Run: t.run,
-			Requests: counts.TotalRequests(), Bytes: counts.TotalBytes(), Load: load,
-		})
+		e.report.Samples = append(e.report.Samples, s)
+		if kind == First && mode.ours() && !e.AtOnce {
+			if err := n.complete(ctx, l); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// complete waits until the node has all of the image, over a link that holds
+// nothing up meanwhile: while it fetches and unpacks the rest in the background,
+// the next start would not be that of a node that has everything.
+func (n *node) complete(ctx context.Context, l *link) error {
+	l.wide.Store(true)
+	defer l.wide.Store(false)
+	return n.await(ctx, completeLimit, "is complete", status.complete)
+}
+
+// sample starts a case once and returns what that took.
+func (e *experiment) sample(ctx context.Context, n *node, l *link, c testCase, kind StartKind) (Sample, error) {
+	image := e.images[c.image.Name]
+	before, err := n.fromPeers(ctx)
+	if err != nil {
+		return Sample{}, err
+	}
+	e.registry.Reset()
+	load, err := loadAverage()
+	if err != nil {
+		return Sample{}, err
+	}
+	sctx, cancel := context.WithTimeout(ctx, startTimeout)
+	t, output, err := n.start(sctx, e.containerID(string(kind)), l.host()+"/"+image.Repository, c.args)
+	cancel()
+	if err != nil {
+		if ctx.Err() != nil {
+			return Sample{}, ctx.Err()
+		}
+		return Sample{}, fmt.Errorf("start it (%s): %w; %s", kind, err, n.logs())
+	}
+	counts := e.registry.Reset()
+	after, err := n.fromPeers(ctx)
+	if err != nil {
+		return Sample{}, err
+	}
+	s := Sample{
+		Case: c.name, Mode: n.mode, Start: kind,
+		Conditions: Conditions{
+			Path: l.path, Image: image.Digest, Program: digest.FromString(strings.Join(c.args, "\x00")), Machine: e.report.Machine,
+			Output: firstLine(output),
+		},
+		Pull: t.pull, Create: t.create, Run: t.run,
+		Requests: counts.TotalRequests(), Bytes: counts.TotalBytes(), PeerBytes: after - before, Load: load,
+	}
+	for _, layer := range image.Layers {
+		s.LayerBytes += counts.BlobBytes[layer]
+	}
+	if kind == First {
+		s.Phases = n.phases(ctx, image)
+	}
+	return s, nil
+}
+
+// prepared is a node's configuration, and what has to be there for it.
+type prepared struct {
+	nodeConfig
+	swarm *swarm // nil without
+	first *node  // of the swarm
+}
+
+// close ends what was made for the node.
+func (p *prepared) close() error {
+	var errs []error
+	if p.first != nil {
+		errs = append(errs, p.first.close())
+	}
+	if p.swarm != nil {
+		errs = append(errs, p.swarm.close())
+	}
+	return errors.Join(errs...)
+}
+
+// prepare makes what a mode's node finds when it comes. The caller closes it,
+// beside an error, too.
+func (e *experiment) prepare(ctx context.Context, mode Mode, c testCase) (p *prepared, err error) {
+	p = &prepared{nodeConfig: nodeConfig{mode: mode}}
+	switch mode {
+	case SkimmerProfile:
+		p.profiles, err = e.record(ctx, c)
+	case SkimmerPeers:
+		e.step("start " + c.name + " on a first node")
+		dir := e.newDir()
+		if p.swarm, err = newSwarm(ctx, e.Config, dir+"s"); err != nil {
+			return p, err
+		}
+		if p.first, err = e.neighbour(ctx, p.swarm, c, dir); err != nil {
+			return p, err
+		}
+		p.member, err = p.swarm.join(ctx)
+	}
+	return p, err
 }
 
 // warm starts a case and makes containerd forget it, so that the mirror of the
@@ -180,7 +285,7 @@ func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase
 func (e *experiment) warm(ctx context.Context, n *node, ref string, c testCase) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if _, _, err := n.start(ctx, fmt.Sprintf("bench-%d-%d-warm", os.Getpid(), e.nodes), ref, c.args); err != nil {
+	if _, _, err := n.start(ctx, e.containerID("warm"), ref, c.args); err != nil {
 		return fmt.Errorf("start it to warm the mirror: %w; %s", err, n.logs())
 	}
 	if err := n.forget(ctx, ref); err != nil {

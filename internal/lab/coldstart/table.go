@@ -1,12 +1,15 @@
 package coldstart
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"skimmer/internal/image/trace"
 )
 
 // WriteTable writes the results for people: per path a table with a line for
@@ -17,19 +20,18 @@ func (r Report) WriteTable(w io.Writer) error {
 	for _, img := range r.Images {
 		fmt.Fprintf(&out, "%s: %s MB in %d layers\n", img.Name, megabytes(img.Size), len(img.Layers))
 	}
+	if r.ofMode(SkimmerPeers) {
+		fmt.Fprintf(&out, "between nodes %v, the first node %s\n", r.PeerPath, r.FirstNode)
+	}
+	if r.AtOnce {
+		fmt.Fprintln(&out, "cached starts followed first ones at once")
+	}
 	// The experiment itself keeps about one CPU busy, and unpacking two.
 	if low, high := r.load(); high > float64(r.Machine.CPUs)+1 {
 		fmt.Fprintf(&out, "The machine was busy with other things (load %.1f to %.1f): do not trust times.\n", low, high)
 	}
-	var paths []Path
-	for _, res := range r.Results {
-		if !slices.Contains(paths, res.Conditions.Path) {
-			paths = append(paths, res.Conditions.Path)
-		}
-	}
-	for _, path := range paths {
-		same := slices.DeleteFunc(slices.Clone(r.Results), func(res Result) bool { return res.Conditions.Path != path })
-		if err := writePath(&out, path, same); err != nil {
+	for _, path := range r.paths() {
+		if err := writePath(&out, path, r.over(path)); err != nil {
 			return err
 		}
 	}
@@ -37,16 +39,59 @@ func (r Report) WriteTable(w io.Writer) error {
 	return err
 }
 
+// column is one of a table.
+type column struct {
+	name string
+	cell func(r Result) string
+}
+
+// columnsFor returns the columns that a table of the results needs, but for case
+// and start.
+func columnsFor(results []Result) []column {
+	columns := []column{
+		{"mode", func(r Result) string { return string(r.Mode) }},
+		{"total", func(r Result) string { return ms(r.Total.Median) }},
+		{"min–max", func(r Result) string { return ms(r.Total.Min) + "–" + ms(r.Total.Max) }},
+		{"pull", func(r Result) string { return ms(r.Pull.Median) }},
+		{"create", func(r Result) string { return ms(r.Create.Median) }},
+		{"run", func(r Result) string { return ms(r.Run.Median) }},
+		{"requests", func(r Result) string { return fmt.Sprint(r.Requests.Median) }},
+		{"MB", func(r Result) string { return megabytes(r.Bytes.Median) }},
+		{"of layers", func(r Result) string { return megabytes(r.LayerBytes.Median) }},
+	}
+	if slices.ContainsFunc(results, func(r Result) bool { return r.PeerBytes.Max > 0 }) {
+		columns = append(columns, column{"from peers", func(r Result) string { return megabytes(r.PeerBytes.Median) }})
+	}
+	if slices.ContainsFunc(results, func(r Result) bool { return r.Bound > 0 }) {
+		columns = append(columns,
+			column{"bound", func(r Result) string { return unless(r.Bound == 0, ms(r.Bound)) }},
+			column{"× bound", func(r Result) string { return unless(r.OfBound == 0, fmt.Sprintf("%.2f", r.OfBound)) }})
+	}
+	for _, m := range others(results) {
+		columns = append(columns, column{"× " + string(m), func(r Result) string {
+			ratio, ok := r.Ratios[m]
+			return unless(!ok, fmt.Sprintf("%.2f", ratio))
+		}})
+	}
+	return columns
+}
+
+func unless(empty bool, s string) string {
+	if empty {
+		return ""
+	}
+	return s
+}
+
 func writePath(out *strings.Builder, path Path, results []Result) error {
 	fmt.Fprintf(out, "\nshape %v, medians of %s in ms\n\n", path, runs(results))
-	modes := others(results)
+	columns := columnsFor(results)
 	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	head := []string{"case", "start", "mode", "total", "min–max", "pull", "create", "run", "requests", "MB"}
-	for _, m := range modes {
-		head = append(head, "× "+string(m))
+	head := []string{"case", "start"}
+	for _, c := range columns {
+		head = append(head, c.name)
 	}
 	fmt.Fprintln(tw, strings.Join(head, "\t"))
-	var notes []string
 	last := ""
 	for _, r := range results {
 		name, start := r.Case, string(r.Start)
@@ -55,29 +100,86 @@ func writePath(out *strings.Builder, path Path, results []Result) error {
 		} else {
 			last = name + start
 		}
-		cells := []string{
-			name, start, string(r.Mode), ms(r.Total.Median), ms(r.Total.Min) + "–" + ms(r.Total.Max),
-			ms(r.Pull.Median), ms(r.Create.Median), ms(r.Run.Median), fmt.Sprint(r.Requests.Median), megabytes(r.Bytes.Median),
-		}
-		for _, m := range modes {
-			cell := ""
-			if ratio, ok := r.Ratios[m]; ok {
-				cell = fmt.Sprintf("%.2f", ratio)
-			}
-			cells = append(cells, cell)
-			if why := r.Incomparable[m]; why != "" {
-				notes = append(notes, fmt.Sprintf("%s, %s start: %s", r.Case, r.Start, why))
-			}
+		cells := []string{name, start}
+		for _, c := range columns {
+			cells = append(cells, c.cell(r))
 		}
 		fmt.Fprintln(tw, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	for _, n := range notes {
+	if err := writePhases(out, results); err != nil {
+		return err
+	}
+	for _, n := range notes(results) {
 		fmt.Fprintf(out, "\n%s\n", n)
 	}
 	return nil
+}
+
+// phaseColumns are those of where the time went.
+var phaseColumns = []struct {
+	name string
+	cell func(p *Phases) string
+}{
+	{"profile from", func(p *Phases) string { return p.Profile }},
+	{"manifest", busy(trace.Manifest)},
+	{"index", busy(trace.Index)},
+	{"profile", busy(trace.Profile)},
+	{"metadata", busy(trace.Metadata)},
+	{"mount", busy(trace.Mount)},
+	{"prefetch", busy(trace.Prefetch)},
+	{"faults", func(p *Phases) string { return fmt.Sprint(p.sum(trace.Fault).Count) }},
+	{"waits", func(p *Phases) string { return ms(p.sum(trace.Fault).Total) }},
+	{"waiting", busy(trace.Fault)},
+	{"longest", func(p *Phases) string { return ms(p.sum(trace.Fault).Longest) }},
+	{"unpacked/read", func(p *Phases) string {
+		return unless(p.Read == 0, fmt.Sprintf("%.2f", float64(p.Inflated)/float64(max(p.Read, 1))))
+	}},
+}
+
+// busy returns a cell that says how long anything of a kind was under way.
+func busy(kind trace.Kind) func(p *Phases) string {
+	return func(p *Phases) string {
+		s := p.sum(kind)
+		return unless(s.Count == 0, ms(s.Busy))
+	}
+}
+
+// writePhases says where the time of our first starts went.
+func writePhases(out *strings.Builder, results []Result) error {
+	results = slices.DeleteFunc(slices.Clone(results), func(r Result) bool { return r.Phases == nil })
+	if len(results) == 0 {
+		return nil
+	}
+	fmt.Fprint(out, "\nwhere the time of first starts went, in ms; what goes on at once counts in each\n\n")
+	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprint(tw, "case\tmode")
+	for _, c := range phaseColumns {
+		fmt.Fprintf(tw, "\t%s", c.name)
+	}
+	fmt.Fprintln(tw)
+	for _, r := range results {
+		fmt.Fprintf(tw, "%s\t%s", r.Case, r.Mode)
+		for _, c := range phaseColumns {
+			fmt.Fprintf(tw, "\t%s", cmp.Or(c.cell(r.Phases), "-"))
+		}
+		fmt.Fprintln(tw)
+	}
+	return tw.Flush()
+}
+
+// notes says which results were not compared, and why.
+func notes(results []Result) (notes []string) {
+	for _, m := range others(results) {
+		for _, r := range results {
+			if why := r.Incomparable[m]; why != "" {
+				notes = append(notes, fmt.Sprintf("%s, %s start: %s", r.Case, r.Start, why))
+			}
+		}
+	}
+	return notes
 }
 
 // others returns the modes there are ratios against, the strongest first. Ours

@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync"
 
+	"google.golang.org/grpc"
+
 	"skimmer/internal/blob"
 	"skimmer/internal/schedule"
 	"skimmer/internal/scheduler/wire"
@@ -52,6 +54,7 @@ type Session struct {
 	// mu guards what follows.
 	mu    sync.Mutex
 	queue *queue // of the stream that is open, nil while the scheduler is gone
+	conn  *grpc.ClientConn
 }
 
 // Dial returns a session at once and connects in the background, again and
@@ -107,8 +110,9 @@ func (s *Session) Close() {
 	s.loop.Wait()
 }
 
-func (s *Session) setQueue(q *queue) {
+// open notes what the stream that is open goes through; nil once it has ended.
+func (s *Session) open(q *queue, conn *grpc.ClientConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queue = q
+	s.queue, s.conn = q, conn
 }

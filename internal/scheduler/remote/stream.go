@@ -113,8 +113,8 @@ func (s *Session) attempt(ctx context.Context) (up time.Time, err error) {
 		}
 	})
 	s.log.Info("joined scheduler")
-	s.setQueue(q)
-	defer s.setQueue(nil)
+	s.open(q, conn)
+	defer s.open(nil, nil)
 	w.busy()
 	s.cfg.Handler.Up()
 	for {
@@ -196,6 +196,7 @@ func (s *Session) act(m *pb.ServerMessage) error {
 var kinds = map[codes.Code]blob.Kind{
 	codes.InvalidArgument: blob.Invalid, codes.Aborted: blob.Canceled, codes.ResourceExhausted: blob.Busy,
 	codes.DeadlineExceeded: blob.Timeout, codes.Unauthenticated: blob.Unauthorized, codes.PermissionDenied: blob.Forbidden,
+	codes.NotFound: blob.NotFound,
 }
 
 // reason returns why a stream ended that failed with err.
