@@ -307,7 +307,7 @@ func (l location) decompress(r io.Reader) ([]byte, error) {
 			return nil, err
 		}
 		defer zr.Close()
-		return readLimited(zr, limit)
+		return readLimited(zr, 0, limit)
 	}
 	zr, err := gzip.NewReader(r)
 	if err != nil {
@@ -322,12 +322,14 @@ func (l location) decompress(r io.Reader) ([]byte, error) {
 	if h.Name != tocName {
 		return nil, fmt.Errorf("tar entry %q where %q should be", h.Name, tocName)
 	}
-	return readLimited(tr, limit)
+	return readLimited(tr, h.Size, limit)
 }
 
-// readLimited reads r to its end, which must come within limit.
-func readLimited(r io.Reader, limit int64) ([]byte, error) {
+// readLimited reads r to its end, which must come within limit. About so many
+// bytes are expected; more only takes longer.
+func readLimited(r io.Reader, expected, limit int64) ([]byte, error) {
 	var buf bytes.Buffer
+	buf.Grow(int(min(max(expected, 0), limit)) + bytes.MinRead)
 	n, err := buf.ReadFrom(io.LimitReader(r, limit+1))
 	if err == nil && n > limit {
 		err = blob.Errorf(blob.Invalid, "it is larger than the %d bytes allowed for it", limit)

@@ -31,7 +31,7 @@ const (
 	laterWaves = 4 << 20
 	// wavesAtOnce are under way together, so that the way to the source is
 	// never idle.
-	wavesAtOnce = 2
+	wavesAtOnce = 4
 )
 
 // found is a profile that is being looked for.
