@@ -3,6 +3,7 @@ package image_test
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -55,31 +56,37 @@ func (w *world) program(t *testing.T, tag string) image.Name {
 	return w.push(t, tag, nil, layers[0], layers[1])
 }
 
-// startImage mounts an image, reads files of it, and returns how its start went.
-func startImage(t *testing.T, w *world, cfg func(*image.Config), name image.Name, files ...int) trace.Start {
+// starting is how an image is started in a test.
+type starting struct {
+	w    *world
+	name image.Name
+	cfg  func(*image.Config)
+	// planned waits, before anything is read, until all is here that a profile
+	// names.
+	planned bool
+}
+
+// start mounts the image, reads files of it, and returns how that went. It is over
+// when the library is closed: nothing here depends on the time.
+func (s starting) start(t *testing.T, files ...int) trace.Start {
 	t.Helper()
 	started := make(chan trace.Start, 1)
-	l := open(t, w, t.TempDir(), func(c *image.Config) {
-		c.Profiles, c.StartSettle = true, 200*time.Millisecond
+	l := open(t, s.w, t.TempDir(), func(c *image.Config) {
+		c.Profiles, c.StartSettle = true, time.Hour
 		c.OnStarted = func(s trace.Start) { started <- s }
-		cfg(c)
+		s.cfg(c)
 	})
 	target := filepath.Join(t.TempDir(), "mnt")
-	if _, _, err := l.Mount(t.Context(), name, target); err != nil {
+	if _, _, err := l.Mount(t.Context(), s.name, target); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := l.Unmount(target, true); err != nil {
-			t.Error(err)
-		}
-	}()
 	if s := l.Traces(); len(s) != 1 {
 		t.Fatalf("%d traces, want 1", len(s))
-	} else if s[0].Profile != "" {
-		// What it names comes before anybody asks.
-		testkit.Eventually(t, 10*time.Second, "the profile's bytes are here", func() error {
-			if s := l.Traces()[0]; l.Stats().Inflated < s.Wanted {
-				return fmt.Errorf("%d of %d", l.Stats().Inflated, s.Wanted)
+	}
+	if s.planned {
+		testkit.Eventually(t, time.Minute, "the profile's bytes are here", func() error {
+			if s := l.Traces()[0]; s.Profile == "" || l.Stats().Inflated < s.Wanted {
+				return fmt.Errorf("profile %q, %d bytes of %d", s.Profile, l.Stats().Inflated, s.Wanted)
 			}
 			return nil
 		})
@@ -91,7 +98,36 @@ func startImage(t *testing.T, w *world, cfg func(*image.Config), name image.Name
 			t.Fatalf("read %s: %d bytes, wrong content, %v", name, len(got), err)
 		}
 	}
-	return <-started
+	if err := errors.Join(l.Unmount(target, true), l.Close()); err != nil {
+		t.Error(err)
+	}
+	select {
+	case s := <-started:
+		return s
+	default:
+		t.Fatal("the start was not recorded")
+		return trace.Start{}
+	}
+}
+
+// TestStartSettles has a start end by itself.
+func TestStartSettles(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	name := w.program(t, "v1")
+	started := make(chan trace.Start, 1)
+	l := open(t, w, t.TempDir(), func(c *image.Config) {
+		c.StartSettle = 20 * time.Millisecond
+		c.OnStarted = func(s trace.Start) { started <- s }
+	})
+	target := filepath.Join(t.TempDir(), "mnt")
+	if _, _, err := l.Mount(t.Context(), name, target); err != nil {
+		t.Fatal(err)
+	}
+	check(t, target, "f03", fileSize)
+	if s := <-started; s.Read == 0 || s.Settled == 0 {
+		t.Errorf("start = %+v", s)
+	}
 }
 
 func count(s trace.Start, kind trace.Kind) (n int) {
@@ -113,7 +149,7 @@ func TestProfileOfAnotherNode(t *testing.T) {
 	share := func(c *image.Config) { c.Exchange = x }
 	files := []int{13, 2, 21, 8}
 
-	first := startImage(t, w, share, name, files...)
+	first := starting{w: w, name: name, cfg: share}.start(t, files...)
 	if first.Profile != "" || count(first, trace.Fault) == 0 {
 		t.Errorf("first start: profile %q, %d faults", first.Profile, count(first, trace.Fault))
 	}
@@ -129,7 +165,7 @@ func TestProfileOfAnotherNode(t *testing.T) {
 		t.Fatalf("%d profiles were offered, want 1", len(x.kept))
 	}
 
-	second := startImage(t, w, share, name, files...)
+	second := starting{w: w, name: name, cfg: share, planned: true}.start(t, files...)
 	if second.Profile != "cluster" || count(second, trace.Fault) != 0 {
 		t.Errorf("second start: profile %q, %d faults, want none: %+v", second.Profile, count(second, trace.Fault), second.Events)
 	}
@@ -137,7 +173,7 @@ func TestProfileOfAnotherNode(t *testing.T) {
 		t.Errorf("second start: %d of %d bytes that were fetched ahead were read", second.Used, second.Wanted)
 	}
 
-	off := startImage(t, w, func(c *image.Config) { share(c); c.Profiles = false }, name, files...)
+	off := starting{w: w, name: name, cfg: func(c *image.Config) { share(c); c.Profiles = false }}.start(t, files...)
 	if off.Profile != "" || count(off, trace.Profile) != 0 {
 		t.Errorf("with profiles turned off: profile %q", off.Profile)
 	}
@@ -154,9 +190,9 @@ func TestProfileIsBounded(t *testing.T) {
 	for i := range fileCount {
 		all = append(all, i)
 	}
-	startImage(t, w, func(c *image.Config) { c.Exchange = x }, name, all...)
+	starting{w: w, name: name, cfg: func(c *image.Config) { c.Exchange = x }}.start(t, all...)
 	const limit = 1 << 20
-	s := startImage(t, w, func(c *image.Config) { c.Exchange, c.ProfileLimit = x, limit }, name, 5)
+	s := starting{w: w, name: name, cfg: func(c *image.Config) { c.Exchange, c.ProfileLimit = x, limit }, planned: true}.start(t, 5)
 	// Random bytes do not compress: flat bytes are compressed ones, but for headers.
 	if s.Wanted == 0 || s.Wanted > limit {
 		t.Errorf("%d bytes were fetched ahead, want at most %d", s.Wanted, limit)
@@ -170,7 +206,8 @@ func TestWrongProfile(t *testing.T) {
 	w := newWorld()
 	name := w.program(t, "v1")
 	x := &exchange{kept: make(map[digest.Digest][]byte)}
-	startImage(t, w, func(c *image.Config) { c.Exchange = x }, name, 1, 2, 3)
+	shared := starting{w: w, name: name, cfg: func(c *image.Config) { c.Exchange = x }}
+	shared.start(t, 1, 2, 3)
 	if len(x.kept) != 1 {
 		t.Fatalf("%d profiles were offered, want 1", len(x.kept))
 	}
@@ -192,12 +229,12 @@ func TestWrongProfile(t *testing.T) {
 				t.Fatal(err)
 			}
 			x.kept[manifest] = encoded
-			if s := startImage(t, w, func(c *image.Config) { c.Exchange = x }, name, 1, 2, 3); s.Wanted != 0 {
+			if s := shared.start(t, 1, 2, 3); s.Wanted != 0 {
 				t.Errorf("profile %s: %d bytes were fetched by it", what, s.Wanted)
 			}
 		}
 		x.kept[manifest] = []byte("SKPF and nothing that makes sense")
-		if s := startImage(t, w, func(c *image.Config) { c.Exchange = x }, name, 1, 2, 3); s.Wanted != 0 {
+		if s := shared.start(t, 1, 2, 3); s.Wanted != 0 {
 			t.Errorf("damaged profile: %d bytes were fetched by it", s.Wanted)
 		}
 	}
