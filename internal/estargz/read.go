@@ -55,9 +55,13 @@ const (
 )
 
 const (
-	// defaultTail is what the first read asks for where nobody says more; it
-	// holds the table of contents of layers with up to some thousand files.
+	// Where nobody says how much, the first read asks for one tailShare-th of the
+	// blob, within defaultTail and largeTail bytes: that holds the table of contents
+	// of most layers. Those of three Debian layers with Python are 0.27 to 0.62 %
+	// of them. More costs a slow link longer than asking twice.
 	defaultTail = 256 << 10
+	largeTail   = 448 << 10
+	tailShare   = 150
 	// maxTail bounds the first read, hints included.
 	maxTail = 64 << 20
 
@@ -74,7 +78,7 @@ const (
 // ReadOptions tunes ReadTOC; its zero value is good.
 type ReadOptions struct {
 	// TailSize is how many bytes from the end of the blob the first read asks
-	// for; 0 means 256 KiB. At most 64 MiB are read.
+	// for; 0 means 256 to 448 KiB. At most 64 MiB are read.
 	TailSize int64
 	// CompressedDigest is the digest of the compressed table of contents, which
 	// some zstd:chunked manifests promise instead of, or besides, that of the JSON.
@@ -228,7 +232,7 @@ func inlineTOC(want digest.Digest, blobSize int64, opts ReadOptions) (*TOC, bool
 // readTail makes the speculative first read.
 func readTail(ctx context.Context, b blob.Blob, opts ReadOptions) ([]byte, error) {
 	size := b.Size()
-	n := int64(defaultTail)
+	n := max(defaultTail, min(size/tailShare, largeTail))
 	switch {
 	case opts.TOCOff > 0 && opts.TOCOff < size:
 		n = size - opts.TOCOff
