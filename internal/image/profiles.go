@@ -5,10 +5,10 @@ import (
 	"errors"
 	"slices"
 	"sort"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	"skimmer/internal/blob"
 	"skimmer/internal/estargz"
@@ -29,9 +29,10 @@ const (
 	// fetched at a time: the beginning first, then more in fewer requests.
 	firstWave  = 1 << 20
 	laterWaves = 4 << 20
-	// wavesAtOnce are under way together, so that the way to the source is
-	// never idle.
-	wavesAtOnce = 4
+	// wavesAtOnce are on their way together, so that it is never idle; more would
+	// take its breadth from what is wanted first. What has arrived and is being
+	// inflated does not count.
+	wavesAtOnce = 2
 )
 
 // found is a profile that is being looked for.
@@ -164,15 +165,17 @@ func (s *starter) profile(ctx context.Context, f *found, tocs []*estargz.TOC) bo
 	}
 	waves, reads := cutWaves(reads, tocs, s.lib.cfg.ProfileLimit)
 	s.rec.planned(f.profile, f.from, reads)
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(wavesAtOnce)
+	var all sync.WaitGroup
+	defer all.Wait()
+	under := make(chan struct{}, wavesAtOnce)
 	for _, w := range waves {
-		group.Go(func() error {
-			s.fetchSpans(ctx, w)
-			return ctx.Err()
-		})
+		select {
+		case under <- struct{}{}:
+		case <-ctx.Done():
+			return true
+		}
+		all.Go(func() { s.fetchSpans(ctx, w, func() { <-under }) })
 	}
-	_ = group.Wait() // whoever ended ctx knows
 	return true
 }
 

@@ -301,7 +301,7 @@ func (s *starter) command(ctx context.Context, cmd command) {
 		for _, p := range next {
 			later = s.needs(ctx, later, p, loaded)
 		}
-		s.later.Go(func() { s.fetchSpans(ctx, loaded) })
+		s.later.Go(func() { s.fetchSpans(ctx, loaded, nil) })
 		next = later
 	}
 }
@@ -364,8 +364,8 @@ func (s *starter) fetch(ctx context.Context, files []program) {
 			whole.add(f.layer, off, end)
 		}
 	}
-	s.fetchSpans(ctx, parts)
-	s.later.Go(func() { s.fetchSpans(ctx, whole) })
+	s.fetchSpans(ctx, parts, nil)
+	s.later.Go(func() { s.fetchSpans(ctx, whole, nil) })
 }
 
 // spans are parts of flat data, by layer.
@@ -375,17 +375,25 @@ func (sp spans) add(layer int, off, end int64) {
 	sp[layer] = append(sp[layer], layerdev.Span{Off: off, End: end})
 }
 
-// fetchSpans fetches parts of several layers at the same time.
-func (s *starter) fetchSpans(ctx context.Context, parts spans) {
-	var all sync.WaitGroup
+// fetchSpans fetches parts of several layers at the same time. arrived is called
+// once, when nothing of them is on its way any more, if it is not nil.
+func (s *starter) fetchSpans(ctx context.Context, parts spans, arrived func()) {
+	var all, coming sync.WaitGroup
+	coming.Add(len(parts))
 	for layer, list := range parts {
 		all.Go(func() {
 			open, err := s.open(s.layers[layer])
-			if err == nil {
-				err = open.Prefetch(ctx, list)
+			if err != nil {
+				coming.Done()
+			} else {
+				err = open.Prefetch(ctx, list, coming.Done)
 			}
 			s.note(err)
 		})
+	}
+	if arrived != nil {
+		coming.Wait()
+		arrived()
 	}
 	all.Wait()
 }

@@ -47,8 +47,10 @@ type run struct {
 	prio    blob.Priority
 	flights []*flight
 	over    func() // where set, called when all flights are over
-	traffic blob.Traffic
-	told    atomic.Bool // a reader was told of the traffic
+	// received, where set, is called when nothing more of it is on its way.
+	received func()
+	traffic  blob.Traffic
+	told     atomic.Bool // a reader was told of the traffic
 }
 
 // want is a part of the data that somebody reads.

@@ -42,7 +42,11 @@ func (l *Layer) fetch(c *contents, r *run) {
 	if l.cfg.OnFetch != nil {
 		defer l.tellFetched(c, r, time.Now(), &err)
 	}
-	if err = in.receive(blob.WithTraffic(ctx, &r.traffic)); err == nil {
+	err = in.receive(blob.WithTraffic(ctx, &r.traffic))
+	if r.received != nil {
+		r.received()
+	}
+	if err == nil {
 		return
 	}
 	if ctx.Err() != nil {

@@ -89,6 +89,7 @@ type bulk struct {
 	prio    blob.Priority
 	slots   chan struct{} // one taken for each run under way
 	flights []*flight     // that it waits for, its own and others'
+	coming  *arrivals     // where set, the runs of its own that are still on their way
 }
 
 // fetch begins to fetch what is missing of the streams [s, end).

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"skimmer/internal/blob"
 )
@@ -26,17 +28,27 @@ type Span struct {
 // order in which the first piece of each lot is given. Readers are not held
 // up by it, and what it fetches is fetched once, whoever wants it.
 //
+// arrived, where set, is called once: when nothing that it asked for is on its way
+// any more, though it may still have to be inflated. Whoever has more to fetch goes
+// on then.
+//
 // When ctx ends, no more is begun; what is under way still arrives. Errors
 // are those of Ready with that priority, and Full where the disk has no room.
 // After an error what arrived is kept.
-func (l *Layer) Prefetch(ctx context.Context, spans []Span) error {
-	if err := l.prefetch(blob.WithPriority(ctx, blob.Prefetch), spans); err != nil {
+func (l *Layer) Prefetch(ctx context.Context, spans []Span, arrived func()) error {
+	if arrived == nil {
+		arrived = func() {}
+	}
+	if err := l.prefetch(blob.WithPriority(ctx, blob.Prefetch), spans, arrived); err != nil {
 		return blob.Errorf(blob.KindOf(err), "prefetch %d parts of layer %s: %w", len(spans), l.cfg.Name, err)
 	}
 	return nil
 }
 
-func (l *Layer) prefetch(ctx context.Context, spans []Span) error {
+func (l *Layer) prefetch(ctx context.Context, spans []Span, arrived func()) error {
+	coming := &arrivals{tell: sync.OnceFunc(arrived)}
+	coming.n.Store(1) // this function, while it may ask for more
+	defer coming.tell()
 	if l.IsComplete() {
 		return nil
 	}
@@ -53,13 +65,26 @@ func (l *Layer) prefetch(ctx context.Context, spans []Span) error {
 		return err
 	}
 	_, several := source.(blob.MultiReader)
-	b := &bulk{l: l, c: c, prio: blob.Prefetch, slots: make(chan struct{}, bulkRuns)}
+	b := &bulk{l: l, c: c, prio: blob.Prefetch, slots: make(chan struct{}, bulkRuns), coming: coming}
 	for _, lot := range c.lots(streams, several) {
 		if err = b.gather(ctx, lot, several); err != nil {
 			return err
 		}
 	}
+	coming.done()
 	return b.reap(ctx, true)
+}
+
+// arrivals tells, once, when nothing is on its way any more.
+type arrivals struct {
+	n    atomic.Int64 // what is
+	tell func()
+}
+
+func (a *arrivals) done() {
+	if a.n.Add(-1) == 0 {
+		a.tell()
+	}
 }
 
 // wantedStream is a stream to prefetch and the first piece that wants it.
@@ -148,6 +173,9 @@ func (b *bulk) gather(ctx context.Context, streams []int, several bool) error {
 	b.l.mu.Lock()
 	defer b.l.mu.Unlock()
 	r := &run{prio: b.prio, several: several, over: free}
+	if b.coming != nil {
+		r.received = b.coming.done
+	}
 	for _, s := range streams {
 		if f := b.l.flights[s]; f != nil {
 			b.flights = append(b.flights, f)
@@ -160,6 +188,9 @@ func (b *bulk) gather(ctx context.Context, streams []int, several bool) error {
 		return nil
 	}
 	r.first = r.flights[0].stream
+	if b.coming != nil {
+		b.coming.n.Add(1)
+	}
 	if !b.l.start(b.c, r) {
 		free()
 		return errClosed

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -63,12 +64,12 @@ func TestPrefetchJoinsNeighbours(t *testing.T) {
 	checkRead(t, l, tl, span(tl, 102).Off, 10)
 	first := len(src.readRanges())
 	// Two lots: around 100 to 112, with gaps of two files, and 10 to 14.
-	must(t, l.Prefetch(t.Context(), []Span{span(tl, 112), span(tl, 10), span(tl, 14), span(tl, 112), span(tl, 115), {1 << 40, 1 << 41}, {5, 5}}))
+	must(t, l.Prefetch(t.Context(), []Span{span(tl, 112), span(tl, 10), span(tl, 14), span(tl, 112), span(tl, 115), {1 << 40, 1 << 41}, {5, 5}}, nil))
 	reads := src.readRanges()[first:]
 	if len(reads) != 2 || reads[0].Len+reads[1].Len > 13*21<<10 {
 		t.Errorf("prefetch asked for %v, want two ranges", reads)
 	}
-	must(t, l.Prefetch(t.Context(), []Span{span(tl, 10), span(tl, 115)}))
+	must(t, l.Prefetch(t.Context(), []Span{span(tl, 10), span(tl, 115)}, nil))
 	if n := len(src.readRanges()); n != first+2 {
 		t.Errorf("prefetch of what is there asked for %d ranges", n-first-2)
 	}
@@ -87,7 +88,7 @@ func TestPrefetchOfSeveralRanges(t *testing.T) {
 	for i := 0; i < 200; i += 10 {
 		spans = append(spans, span(tl, i))
 	}
-	must(t, l.Prefetch(t.Context(), spans))
+	must(t, l.Prefetch(t.Context(), spans, nil))
 	if len(src.calls) != 1 || len(src.calls[0]) != len(spans) {
 		t.Errorf("source was asked %d times", len(src.calls))
 	}
@@ -101,7 +102,7 @@ func TestPrefetchOfSeveralRanges(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 3 {
 		wg.Go(func() {
-			if err := l.Prefetch(t.Context(), []Span{{0, l.Size()}}); err != nil {
+			if err := l.Prefetch(t.Context(), []Span{{0, l.Size()}}, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -119,11 +120,11 @@ func TestPrefetchThatBreaksOff(t *testing.T) {
 	src := &several{fakeBlob: &fakeBlob{p: tl.blob}, failing: 3}
 	l := newLayer(t, tl, LayerConfig{Blob: src.open, Pool: NewPool(2)})
 	spans := []Span{span(tl, 0), span(tl, 50), span(tl, 100), span(tl, 150), span(tl, 199)}
-	if err := l.Prefetch(t.Context(), spans); !errors.Is(err, blob.Unavailable) {
+	if err := l.Prefetch(t.Context(), spans, nil); !errors.Is(err, blob.Unavailable) {
 		t.Errorf("prefetch: %v, want unavailable", err)
 	}
 	src.failing = 0
-	must(t, l.Prefetch(t.Context(), spans))
+	must(t, l.Prefetch(t.Context(), spans, nil))
 	if s, n := src.fetchedTwice(tl.ix); n == 0 || s > 50 {
 		t.Errorf("stream %d was fetched again, want those that did not come", s)
 	}
@@ -149,7 +150,7 @@ func TestReadersOvertakePrefetch(t *testing.T) {
 		l := openLayer(t, dir, LayerConfig{Blob: src.open, Pool: NewPool(2)})
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if err := l.Prefetch(t.Context(), []Span{span(tl, 300), span(tl, 302)}); err != nil {
+			if err := l.Prefetch(t.Context(), []Span{span(tl, 300), span(tl, 302)}, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -201,4 +202,43 @@ func TestReadaheadStaysInFile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPrefetchTellsOfArrival has it told once: when all has come, before it is
+// inflated; when it fails; and when there is nothing to fetch.
+func TestPrefetchTellsOfArrival(t *testing.T) {
+	tl := build(t, small(200, 20<<10))
+	spans := []Span{span(tl, 0), span(tl, 50), span(tl, 199)}
+	var told atomic.Int64
+	tell := func() { told.Add(1) }
+
+	src := &several{fakeBlob: &fakeBlob{p: tl.blob}, failing: 2}
+	l := newLayer(t, tl, LayerConfig{Blob: src.open})
+	if err := l.Prefetch(t.Context(), spans, tell); err == nil || told.Load() != 1 {
+		t.Errorf("a prefetch that fails: %v, told %d times, want once", err, told.Load())
+	}
+	src.failing = 0
+	must(t, l.Prefetch(t.Context(), spans, tell))
+	must(t, l.Prefetch(t.Context(), spans, tell))
+	must(t, l.Complete(t.Context()))
+	must(t, l.Prefetch(t.Context(), spans, tell))
+	if n := told.Load(); n != 4 {
+		t.Errorf("four prefetches told %d times", n)
+	}
+
+	// With every processor taken, what arrives cannot be inflated yet.
+	pool := NewPool(1)
+	pool.acquire(blob.Demand)
+	waiting := newLayer(t, tl, LayerConfig{Blob: (&fakeBlob{p: tl.blob}).open, Pool: pool})
+	arrived := make(chan struct{})
+	done := make(chan error, 1)
+	go func() { done <- waiting.Prefetch(t.Context(), spans, func() { close(arrived) }) }()
+	<-arrived
+	select {
+	case err := <-done:
+		t.Errorf("prefetch ended before anything was inflated: %v", err)
+	default:
+	}
+	pool.release()
+	must(t, <-done)
 }
