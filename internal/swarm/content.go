@@ -294,6 +294,18 @@ func (c *content) leave(j *job) {
 	if i := slices.Index(c.jobs, j); i >= 0 {
 		c.jobs = slices.Delete(c.jobs, i, i+1)
 	}
+	c.withdraw(j)
+	for _, p := range slices.Clone(c.parts) {
+		// A lease for others ends with who fills, a part of a filling with it.
+		if p.job == j && c.needed(p).Count == 0 {
+			c.finish(p)
+		}
+	}
+	c.changed.Broadcast()
+}
+
+// withdraw takes back what the scheduler was asked for by j. Caller holds c.mu.
+func (c *content) withdraw(j *job) {
 	for id, w := range c.wants {
 		if w.job != j {
 			continue
@@ -303,13 +315,6 @@ func (c *content) leave(j *job) {
 			c.send(schedule.Cancel{Blob: c.name(), Want: id})
 		}
 	}
-	for _, p := range slices.Clone(c.parts) {
-		// A lease for others ends with who fills, a part of a filling with it.
-		if p.job == j && c.needed(p).Count == 0 {
-			c.finish(p)
-		}
-	}
-	c.changed.Broadcast()
 }
 
 func (c *content) name() string { return c.digest.String() }

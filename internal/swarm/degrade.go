@@ -25,6 +25,8 @@ const (
 	slowDemand, slowOthers = 3 * time.Second, 12 * time.Second
 	// originLimit is how long a lease is held though the origin brings nothing.
 	originLimit = 20 * time.Second
+	// askAgain is how long a want may stay without an answer.
+	askAgain = 15 * time.Second
 )
 
 // hoping reports whether a scheduler that is not there may be worth waiting
@@ -83,9 +85,16 @@ func (c *content) overdue(j *job) {
 	}
 	i := slices.IndexFunc(c.parts, func(p *part) bool { return p.left.has(q) })
 	if i < 0 {
-		if c.owner == nil || !c.asked(q) {
-			c.plan(j) // or who asked for it has left, and what was granted came to nothing
+		if c.owner != nil && c.asked(q) {
+			if time.Since(j.since) < askAgain {
+				return
+			}
+			// The scheduler may know nothing of it any more; asking twice is no harm.
+			j.since = time.Now()
+			c.s.log.Debug("a want is not answered: asking again", "blob", c.digest, "piece", q)
+			c.withdraw(j)
 		}
+		c.plan(j) // or who asked for it has left, and what was granted came to nothing
 		return
 	}
 	p := c.parts[i]

@@ -205,6 +205,9 @@ func (c *content) want(w *want, runs []schedule.Run, ref blob.Ref) {
 	}
 	w.id, w.runs = c.s.newWant(), runs
 	c.wants[w.id] = w
+	// What came and is in nobody's hands any more may be wanted again. Told of its
+	// coming after the want, the scheduler would take that for fulfilled.
+	c.flush()
 	c.send(schedule.Want{
 		Blob: c.name(), Shape: c.geo.shape(), ID: w.id, Runs: runs, Priority: prio, Origin: originOf(ref), Window: w.ahead,
 	})
