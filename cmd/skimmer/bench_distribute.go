@@ -134,18 +134,7 @@ func (a *app) benchDistribute(ctx context.Context, f distributeFlags) error {
 	}
 	err = errors.Join(err, a.print(r, r.WriteTable))
 	if f.file != "" {
-		err = errors.Join(err, writeChart(f.file, r))
+		err = errors.Join(err, writeFile(f.file, r.WriteSVG))
 	}
 	return err
-}
-
-func writeChart(path string, r distribute.Report) error {
-	file, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("write chart: %w", err)
-	}
-	if err := errors.Join(r.WriteSVG(file), file.Close()); err != nil {
-		return fmt.Errorf("write chart: %w", err)
-	}
-	return nil
 }
