@@ -315,9 +315,10 @@ func TestNodeDiesMidway(t *testing.T) {
 	nodes[0].close()
 	<-fetched
 	wg.Wait()
-	// This origin is so quick that the dead node may have read most of the blob
-	// before anybody else got it.
-	if got := w.origin.egress(ref); got > 2 {
+	// What the dead node read is read again, and so is what somebody has got but
+	// not told of: this origin is so quick that either may be most of the blob. If
+	// each read for itself it would be 4.
+	if got := w.origin.egress(ref); got > 3 {
 		t.Errorf("%.3f of the blob left the origin", got)
 	}
 }

@@ -92,15 +92,32 @@ func (b *originBlob) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser
 		return nil, *err
 	}
 	rc, err := b.Blob.ReadRange(ctx, r)
-	if err == nil {
-		b.o.reads.Add(1)
-		b.o.mu.Lock()
-		defer b.o.mu.Unlock()
-		for off := r.Off; off < r.End(); off = (off/block + 1) * block {
-			b.o.left[b.ref.Digest.String()][off/block]++
-		}
+	if err != nil {
+		return nil, err
 	}
-	return rc, err
+	b.o.reads.Add(1)
+	return &originReader{rc, b, r.Off, r.Off / block}, nil
+}
+
+// originReader counts what is taken of an answer: who gives up in the middle, or
+// dies, has not read the rest.
+type originReader struct {
+	io.ReadCloser
+	b     *originBlob
+	off   int64
+	block int64 // the next to be counted
+}
+
+func (r *originReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.off += int64(n)
+	o := r.b.o
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for ; r.block*block < r.off; r.block++ {
+		o.left[r.b.ref.Digest.String()][r.block]++
+	}
+	return n, err
 }
 
 // egress returns how much of a blob left the origin, as multiple of its size.
