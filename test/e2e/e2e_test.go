@@ -13,10 +13,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"skimmer/internal/lab"
+	"skimmer/internal/testkit"
 )
 
 // binary is the program under test, built once.
@@ -59,7 +62,27 @@ func newNode(t *testing.T) *node {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	n.socket = filepath.Join(dir, "s")
+	t.Cleanup(n.awaitEnd)
 	return n
+}
+
+// awaitEnd waits until no peer runs that "skimmer mount" started: it ends a while
+// after its last mount, and until then writes what it keeps.
+func (n *node) awaitEnd() {
+	// context.Background: this is a cleanup, and the test's context has ended.
+	err := testkit.Poll(context.Background(), 30*time.Second, func() error {
+		dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
+		for _, dir := range dirs {
+			cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+			if args := strings.Split(string(cmdline), "\x00"); err == nil && len(args) > 1 && args[1] == "up" && slices.Contains(args, n.socket) {
+				return fmt.Errorf("process %s runs", filepath.Base(dir))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		n.t.Errorf("the peer does not end with its last mount: %v", err)
+	}
 }
 
 // run runs skimmer and returns what it printed; it must succeed.
