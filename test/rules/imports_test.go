@@ -83,7 +83,6 @@ var layers = map[string]layer{
 	"bench/stargz-snapshotter": {nil, "what we compare with has none of us in it"},
 	"internal/lab":             {everything, "experiments run the whole product"},
 	"internal/testkit":         {[]string{"internal/blob", "internal/blob/blobtest"}, "the world around us, not us"},
-	"scripts/testsum":          {nil, "a tool of the build"},
 	"test/e2e":                 {nil, "drives the built binary as its users do"},
 	"test/swarm":               {nil, "drives the built binary on the nodes of a cluster"},
 	"test/containerd":          {nil, "drives the built binary as containerd and the kubelet do"},
