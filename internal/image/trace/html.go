@@ -83,11 +83,12 @@ func classOf(k Kind) string {
 	return "other"
 }
 
-// marksTo returns up to nine round times between 0 and end.
+// marksTo returns up to nine round times between 0 and end, none so near to it
+// that its label would not fit before it.
 func marksTo(end time.Duration) []mark {
 	step := stepFor(end)
 	var marks []mark
-	for i := range end/step + 1 {
+	for i := range (end-end/16)/step + 1 { // i * step cannot overflow
 		at := i * step
 		marks = append(marks, mark{100 * float64(at) / float64(end), at.String()})
 	}
