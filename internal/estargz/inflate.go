@@ -9,10 +9,10 @@ import (
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/estargz/gunzip"
 )
 
 // Sink takes the chunks of one stream as they are inflated. Its methods are
@@ -116,16 +116,16 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// inflater is a pooled decompressor with its buffers.
+// inflater is a pooled decompressor with its buffers: of gzip or of zstd.
 type inflater struct {
 	src  source
-	in   *bufio.Reader
-	gz   *gzip.Reader
+	gz   *gunzip.Reader
+	got  []byte // by gz, and not taken yet
 	zs   *zstd.Decoder
-	out  io.Reader // gz or zs
-	pos  int64     // decompressed bytes taken from out
+	in   *bufio.Reader // between src and zs
+	buf  []byte        // what zs wrote
+	pos  int64         // decompressed bytes taken
 	hash hash.Hash
-	buf  []byte
 	pool *sync.Pool
 }
 
@@ -144,54 +144,71 @@ func openInflater(c Compression, r io.Reader) (*inflater, error) {
 	}
 	d, _ := pool.Get().(*inflater)
 	if d == nil {
-		d = &inflater{hash: sha256.New(), buf: make([]byte, inflatePart), pool: pool}
-		d.in = bufio.NewReaderSize(nil, compressedPart)
+		d = &inflater{hash: sha256.New(), pool: pool}
 	}
-	d.src, d.pos = source{r: r}, 0
-	d.in.Reset(&d.src)
+	d.src, d.pos, d.got = source{r: r}, 0, nil
 	return d, d.reset(c)
 }
 
-// reset starts a new compressed stream at d.in.
+// reset starts a new compressed stream at d.src.
 func (d *inflater) reset(c Compression) (err error) {
-	switch {
-	case c == Gzip && d.gz == nil:
-		d.gz, err = gzip.NewReader(d.in)
-		d.out = d.gz
-	case c == Gzip:
-		err = d.gz.Reset(d.in)
-	case d.zs == nil:
-		// One goroutine, ours: callers inflate streams in parallel.
-		d.zs, err = zstd.NewReader(d.in, zstd.WithDecoderConcurrency(1),
-			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
-		d.out = d.zs
-	default:
-		err = d.zs.Reset(d.in)
+	if c == Gzip {
+		if d.gz == nil {
+			d.gz = &gunzip.Reader{}
+		}
+		d.gz.Reset(&d.src)
+		return nil
 	}
+	if d.zs != nil {
+		d.in.Reset(&d.src)
+		return d.zs.Reset(d.in)
+	}
+	d.buf = make([]byte, inflatePart)
+	d.in = bufio.NewReaderSize(&d.src, compressedPart)
+	// One goroutine, ours: callers inflate streams in parallel.
+	d.zs, err = zstd.NewReader(d.in, zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 	return err
 }
 
 // release returns d to its pool.
 func (d *inflater) release() {
-	d.src = source{}
-	d.in.Reset(nil)
+	d.src, d.got = source{}, nil
+	if d.in != nil {
+		d.in.Reset(nil)
+	}
 	d.pool.Put(d)
+}
+
+// next takes the decompressed bytes that follow, of which there are at least one
+// and most at most. They are valid until the next call.
+func (d *inflater) next(most int64) (p []byte, err error) {
+	if d.gz == nil {
+		n, err := io.ReadFull(d.zs, d.buf[:min(int64(len(d.buf)), most)])
+		d.pos += int64(n)
+		return d.buf[:n], err
+	}
+	if len(d.got) == 0 {
+		if d.got, err = d.gz.Next(); err != nil {
+			return nil, err
+		}
+	}
+	p = d.got[:min(int64(len(d.got)), most)]
+	d.got = d.got[len(p):]
+	d.pos += int64(len(p))
+	return p, nil
 }
 
 // chunk delivers chunk c, which is number i, to sink and checks its digest.
 func (d *inflater) chunk(c *Chunk, i int, sink Sink) error {
 	for d.pos < c.InnerOff {
-		n, err := io.ReadFull(d.out, d.buf[:min(int64(len(d.buf)), c.InnerOff-d.pos)])
-		d.pos += int64(n)
-		if err != nil {
+		if _, err := d.next(c.InnerOff - d.pos); err != nil {
 			return err
 		}
 	}
 	d.hash.Reset()
 	for off := int64(0); off < c.Size; {
-		p := d.buf[:min(int64(len(d.buf)), c.Size-off)]
-		n, err := io.ReadFull(d.out, p)
-		d.pos += int64(n)
+		p, err := d.next(c.Size - off)
 		if err != nil {
 			return err
 		}
@@ -199,7 +216,7 @@ func (d *inflater) chunk(c *Chunk, i int, sink Sink) error {
 		if err := sink.Write(i, off, p); err != nil {
 			return sinkError{err}
 		}
-		off += int64(n)
+		off += int64(len(p))
 	}
 	var sum [sha256.Size]byte
 	if [sha256.Size]byte(d.hash.Sum(sum[:0])) != c.Digest {

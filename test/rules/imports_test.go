@@ -43,7 +43,8 @@ var layers = map[string]layer{
 		"the service around the core: moves no bytes and knows nobody who does"},
 	"internal/scheduler/remote": {[]string{"internal/blob", "internal/schedule", "internal/scheduler/wire", "api/scheduler/v1"},
 		"a peer's side of the protocol; what is done about an action is handed in"},
-	"internal/estargz":         {[]string{"internal/blob"}, "reads layers from any Source"},
+	"internal/estargz":         {[]string{"internal/blob", "internal/estargz/gunzip"}, "reads layers from any Source"},
+	"internal/estargz/gunzip":  {nil, "bytes to bytes"},
 	"internal/erofs":           {[]string{"internal/blob", "internal/estargz"}, "metadata from TOCs; moves no bytes"},
 	"internal/layerdev/fuse":   {nil, "the kernel's protocol, and nothing about what is served"},
 	"internal/layerdev/holder": {[]string{"internal/blob"}, "keeps descriptors and knows nothing of what they are"},
@@ -86,6 +87,7 @@ var layers = map[string]layer{
 	"test/e2e":                 {nil, "drives the built binary as its users do"},
 	"test/swarm":               {nil, "drives the built binary on the nodes of a cluster"},
 	"test/containerd":          {nil, "drives the built binary as containerd and the kubelet do"},
+	"test/docker":              {nil, "drives the built binary as dockerd does"},
 	"cmd/skimmer":              {everything, "stacks the parts"},
 	"test/rules":               {nil, "looks at text"},
 }
