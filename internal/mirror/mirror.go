@@ -182,13 +182,14 @@ func (m *Mirror) Stats() *Stats { return &m.stats }
 // ServeHTTP answers a request for the registry that it names.
 func (m *Mirror) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	base, err := m.upstreamOf(req)
-	m.serve(w, req, base, err)
+	m.serve(&request{m: m, w: &answer{ResponseWriter: w}, req: req}, base, err)
 }
 
-// ServeUpstream answers a request for a registry's API as one for the registry
-// at base, whatever it names itself.
+// ServeUpstream answers a request that a client made of the registry at base,
+// whatever it names itself. Where the client speaks to that in another way than
+// the origin does, over plain HTTP for instance, it is passed on as it is.
 func (m *Mirror) ServeUpstream(w http.ResponseWriter, req *http.Request, base *url.URL) {
-	m.serve(w, req, base, nil)
+	m.serve(&request{m: m, w: &answer{ResponseWriter: w}, req: req, proxied: true}, base, nil)
 }
 
 // request is one request on its way through the mirror.
@@ -200,13 +201,13 @@ type request struct {
 	target        target
 	authorization string
 	who           hash
+	proxied       bool // the client means the registry, and knows of no mirror
 }
 
 // serve answers a request for the registry at base, or refuses it with err.
-func (m *Mirror) serve(to http.ResponseWriter, req *http.Request, base *url.URL, err error) {
+func (m *Mirror) serve(r *request, base *url.URL, err error) {
 	begun := time.Now()
 	m.stats.Requests.Add(1)
-	r := &request{m: m, w: &answer{ResponseWriter: to}, req: req}
 	if r.loops() {
 		err = coded(http.StatusLoopDetected, "UNSUPPORTED", "the registry that the request names is this mirror itself")
 	}
@@ -215,7 +216,7 @@ func (m *Mirror) serve(to http.ResponseWriter, req *http.Request, base *url.URL,
 	}
 	broken := err != nil && r.w.status != 0
 	if err != nil && !broken {
-		writeError(r.w, req, err)
+		writeError(r.w, r.req, err)
 	}
 	m.report(r, err, time.Since(begun))
 	if broken {
@@ -255,10 +256,12 @@ func (r *request) route(base *url.URL) error {
 		r.w.Header().Set("Allow", "GET, HEAD")
 		return coded(http.StatusMethodNotAllowed, "UNSUPPORTED", "this is a pull-only mirror; push to %s directly", strings.TrimPrefix(base.Redacted(), "//"))
 	}
-	if err := r.resolve(base); err != nil {
+	r.authorization = r.req.Header.Get("Authorization")
+	if err := r.resolve(base); r.proxied && err != nil && r.target.path != "" && !r.m.speaks(base) {
+		return r.passTo(base, err)
+	} else if err != nil {
 		return err
 	}
-	r.authorization = r.req.Header.Get("Authorization")
 	r.who = r.m.access.hash(r.authorization)
 	switch r.target.what {
 	case aBlob:

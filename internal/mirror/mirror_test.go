@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +22,7 @@ import (
 
 	"skimmer/internal/blob"
 	"skimmer/internal/blob/blobtest"
+	"skimmer/internal/origin"
 	"skimmer/internal/testkit"
 )
 
@@ -530,5 +533,43 @@ func TestServeUpstream(t *testing.T) {
 	w.ServeUpstream(rec, req, base)
 	if rec.Code != http.StatusOK || digest.FromBytes(rec.Body.Bytes()) != ref.Digest {
 		t.Errorf("%d, %d bytes", rec.Code, rec.Body.Len())
+	}
+}
+
+// TestServeUpstreamOtherwise has a client of the forward proxy that speaks plain
+// HTTP with a registry of which the node was not told so.
+func TestServeUpstreamOtherwise(t *testing.T) {
+	reg := testkit.NewRegistry(t, testkit.Options{Auth: testkit.BasicAuth, Users: map[string]string{"alice": "secret"}})
+	content := blobtest.Bytes(1, 1000)
+	ref := reg.AddBlob("some/repo", content)
+	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, reg.Host())
+	}
+	o, err := origin.New(origin.Config{Keychain: nobody{t}, Retries: -1, Dial: dial})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = o.Close() }) // idle connections alone
+	w := newWorld(t, nil, func(cfg *Config) { cfg.Origin, cfg.Source = o, o })
+	base := &url.URL{Scheme: "http", Host: "registry.example"}
+	for user, want := range map[string]int{"alice": http.StatusOK, "": http.StatusUnauthorized} {
+		rec := httptest.NewRecorder()
+		req := httptest.NewRequest(http.MethodGet, base.String()+"/v2/some/repo/blobs/"+ref.Digest.String(), nil)
+		if user != "" {
+			req.SetBasicAuth(user, "secret")
+		}
+		w.ServeUpstream(rec, req, base)
+		if rec.Code != want || want == http.StatusOK && !bytes.Equal(rec.Body.Bytes(), content) {
+			t.Errorf("as %q: %d, %d bytes, want %d", user, rec.Code, rec.Body.Len(), want)
+		}
+	}
+	if w.Stats().Passed.Load() != 2 || len(w.access.members.byKey) != 0 {
+		t.Errorf("%d requests were passed on, and %d blobs learned of", w.Stats().Passed.Load(), len(w.access.members.byKey))
+	}
+	// Paths that mean nothing are refused as ever.
+	rec := httptest.NewRecorder()
+	w.ServeUpstream(rec, httptest.NewRequest(http.MethodGet, base.String()+"/v2/some/repo/blobs/sha256:12", nil), base)
+	if rec.Code != http.StatusBadRequest {
+		t.Errorf("no digest: %d", rec.Code)
 	}
 }

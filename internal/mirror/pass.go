@@ -117,6 +117,21 @@ func (r *request) passWith(header http.Header, verify digest.Digest) error {
 	return r.relay(resp, verify)
 }
 
+// passTo passes the request on to the registry at base, which the node does not
+// read because of an error. Nothing that is here is served, and nothing is
+// learned of who may read what: somebody else may have answered for the
+// registry.
+func (r *request) passTo(base *url.URL, because error) error {
+	r.m.stats.Passed.Add(1)
+	r.m.log.Info("a request is passed on past the node", "upstream", base.Host, "path", r.target.String(), "error", because)
+	r.to = upstream{scheme: base.Scheme, host: base.Host, name: r.target.name}
+	resp, err := r.send(r.req.Context(), r.req.Method, endToEnd(r.req.Header, notAsked), r.query())
+	if err != nil {
+		return err
+	}
+	return r.relay(resp, r.target.digest)
+}
+
 // addTotal completes the Content-Range of an upstream that does not say how
 // long the whole is: clients take it for no answer.
 func (r *request) addTotal(resp *http.Response) {

@@ -113,3 +113,9 @@ func (m *Mirror) checkUpstream(base *url.URL, name string) (upstream, error) {
 	}
 	return u, nil
 }
+
+// speaks reports whether the origin speaks to a registry in the way that base
+// says, which may leave it open.
+func (m *Mirror) speaks(base *url.URL) bool {
+	return base.Scheme == "" || base.Scheme == m.cfg.Origin.Exchange().Scheme(base.Host)
+}

@@ -37,6 +37,14 @@ var (
 // fail answers a request with why it cannot be. Errors of this proxy are told
 // from a server's by Proxy-Status (RFC 9209).
 func (p *Proxy) fail(w http.ResponseWriter, req *http.Request, err error) {
+	if _, ok := req.Context().Value(insideKey{}).(tunnelTo); ok && lacksTLS(err) {
+		// The client asked to speak TLS with that server, not with this proxy. In a
+		// tunnel that nobody opened its handshake would fail, whereupon docker, for
+		// one, tries plain HTTP with registries that it was told are insecure. An
+		// answer, whatever it said, would prove to it that the server has TLS.
+		p.log.Warn("proxy request failed: the server speaks no TLS", "method", req.Method, "host", req.Host, "error", err)
+		panic(http.ErrAbortHandler) // net/http ends the connection
+	}
 	err = sorted(err)
 	kind, status := blob.KindOf(err), 0
 	switch {
@@ -57,6 +65,13 @@ func (p *Proxy) fail(w http.ResponseWriter, req *http.Request, err error) {
 	}
 	w.Header().Set("Proxy-Status", p.name+"; error="+proxyError(err))
 	http.Error(w, "skimmer: "+err.Error(), status)
+}
+
+// lacksTLS reports an error of a server that has nothing, or something else
+// than TLS, where TLS was asked for.
+func lacksTLS(err error) bool {
+	var record tls.RecordHeaderError
+	return errors.As(err, &record) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // sorted gives an error of making a connection or reading an answer a kind.

@@ -11,7 +11,8 @@
 // CONNECT is a tunnel. With a certificate authority of its own, the proxy opens
 // those to hosts that rules name, with a certificate it makes for the host, and
 // what is asked for inside is treated like any other request for https. HTTP/1.1
-// is spoken inside, and to servers.
+// is spoken inside, and to servers. A server that has no TLS is not answered
+// for: the connection breaks, as it would in a tunnel.
 //
 // No address of this machine, no link-local one and none of a cloud's metadata
 // service is reached through the proxy unless Guard was told to allow it.
@@ -69,7 +70,8 @@ type Config struct {
 	// authentication for the proxy. Without a Username they have not to.
 	Username, Password string
 	// Roots returns the authorities that certificates of a host are checked
-	// with, nil for those of the system. Default: nil for all.
+	// with, nil for those of the system. The host has its port, unless that is
+	// 443. Default: nil for all.
 	Roots func(host string) *x509.CertPool
 	// MaxTunnels (1024) bounds the connections that CONNECT has made.
 	MaxTunnels int

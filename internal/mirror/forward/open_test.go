@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"testing"
 	"testing/synctest"
@@ -31,7 +32,7 @@ func TestOpensTunnelsThatRulesName(t *testing.T) {
 	w := newWorld(t, Config{
 		Guard: resolveTo(t, named, other), CA: ca, Rules: []Rule{{Regex: `^https://named\.example\.test(:\d+)?/`}}, Username: "u", Password: "p",
 		Roots: func(host string) *x509.CertPool {
-			if host == named {
+			if host == net.JoinHostPort(named, portOfAddress(t, namedAddress)) {
 				return namedRoots
 			}
 			return nil
@@ -113,6 +114,27 @@ func TestInsideTunnels(t *testing.T) {
 		if resp := w.answer(r); resp.StatusCode != http.StatusForbidden {
 			t.Errorf("CONNECT %s: %s", target, resp.Status)
 		}
+	}
+}
+
+// TestNoTLSBehindTunnels has clients see of servers without TLS what they would
+// see in a tunnel that nobody opens: no answer.
+func TestNoTLSBehindTunnels(t *testing.T) {
+	ca, roots := newCA(t, 48*time.Hour)
+	w := newWorld(t, Config{CA: ca, Rules: []Rule{{Regex: `.*`}}})
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	for name, server := range map[string]*httptest.Server{"plain": plain, "gone": gone} {
+		resp, err := w.client(roots).Get("https://" + server.Listener.Addr().String() + "/v2/")
+		if err == nil {
+			_ = resp.Body.Close()
+			t.Errorf("%s: answered %s", name, resp.Status)
+		}
+	}
+	if s := w.proxy.Stats(); s.Opened.Load() != 2 {
+		t.Errorf("%d tunnels were opened, want 2", s.Opened.Load())
 	}
 }
 

@@ -110,7 +110,7 @@ func (w *world) raw(text string) (*net.TCPConn, *bufio.Reader) {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second)) // so that a failing test ends
+	_ = conn.SetDeadline(time.Now().Add(time.Minute)) // so that a failing test ends
 	if _, err := io.WriteString(conn, text); err != nil {
 		w.t.Fatal(err)
 	}
@@ -237,11 +237,11 @@ func contains(t *testing.T, what, text, part string) {
 // within fails a test whose channel does not close.
 func within(t *testing.T, what string, done <-chan struct{}) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	select {
 	case <-done:
 	case <-ctx.Done():
-		t.Fatalf("%s: not after 20 s", what)
+		t.Fatalf("%s: not after a minute", what)
 	}
 }
