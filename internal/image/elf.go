@@ -17,6 +17,9 @@ type elfNeeds struct {
 	// loaded are the parts of the file, as offsets, that the loader reads
 	// whatever the program does: its tables, and the data it relocates.
 	loaded []layerdev.Span
+	// constants are the parts with what its code looks at: strings, tables. Those
+	// for exceptions, behind them, are read when one is thrown.
+	constants []layerdev.Span
 }
 
 // Limits on what headers from a stranger may make us read.
@@ -43,8 +46,13 @@ func readELF(r io.ReaderAt) elfNeeds {
 		return n
 	}
 	var dynamic []elf.Dyn64
+	unwind := uint64(0) // where the tables for exceptions begin
 	for _, p := range progs {
 		switch elf.ProgType(p.Type) {
+		case elf.PT_GNU_EH_FRAME:
+			if p.Off < 1<<62 {
+				unwind = p.Off
+			}
 		case elf.PT_INTERP:
 			n.loader = cstring(r, p.Off, min(p.Filesz, maxELFString))
 		case elf.PT_LOAD:
@@ -58,8 +66,23 @@ func readELF(r io.ReaderAt) elfNeeds {
 			}
 		}
 	}
+	n.constants = constants(progs, unwind)
 	n.dynamic(r, progs, dynamic)
 	return n
+}
+
+// constants returns the part of the file that is loaded to be read alone, up to
+// where the tables for exceptions begin, if that is in it and it is not large.
+func constants(progs []elf.Prog64, unwind uint64) []layerdev.Span {
+	for _, p := range progs {
+		if elf.ProgType(p.Type) != elf.PT_LOAD || elf.ProgFlag(p.Flags) != elf.PF_R {
+			continue
+		}
+		if p.Off < unwind && unwind-p.Off < min(p.Filesz, maxConstBytes) {
+			return []layerdev.Span{{Off: int64(p.Off), End: int64(unwind)}}
+		}
+	}
+	return nil
 }
 
 // tableSizes are the tables of a dynamic section, with what says how long each

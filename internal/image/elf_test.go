@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"skimmer/internal/layerdev"
 )
 
 // What the headers say is compared with what the standard library makes of
@@ -37,6 +39,31 @@ func TestReadELF(t *testing.T) {
 	}
 }
 
+// The read-only data of a program are its segment of that kind up to the tables
+// for exceptions, if it has them and is not large.
+func TestConstants(t *testing.T) {
+	load := func(flags elf.ProgFlag, off, size uint64) elf.Prog64 {
+		return elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(flags), Off: off, Filesz: size}
+	}
+	for _, c := range []struct {
+		name   string
+		progs  []elf.Prog64
+		unwind uint64
+		want   []layerdev.Span
+	}{
+		{"usual", []elf.Prog64{load(elf.PF_R, 0, 0x1000), load(elf.PF_R|elf.PF_X, 0x1000, 0x5000), load(elf.PF_R, 0x6000, 0x3000), load(elf.PF_R|elf.PF_W, 0x9000, 0x1000)}, 0x7800, []layerdev.Span{{Off: 0x6000, End: 0x7800}}},
+		{"one segment", []elf.Prog64{load(elf.PF_R|elf.PF_X, 0, 0x9000)}, 0x7800, nil},
+		{"no tables", []elf.Prog64{load(elf.PF_R, 0x6000, 0x3000)}, 0, nil},
+		{"tables elsewhere", []elf.Prog64{load(elf.PF_R, 0x6000, 0x3000)}, 0x9000, nil},
+		{"large", []elf.Prog64{load(elf.PF_R, 0x6000, 2*maxConstBytes)}, 0x6000 + maxConstBytes, nil},
+		{"of a liar", []elf.Prog64{load(elf.PF_R, 1<<63, 1<<63), load(elf.PF_R, 0, 1<<63)}, 1<<62 - 1, nil},
+	} {
+		if got := constants(c.progs, c.unwind); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
 func FuzzReadELF(f *testing.F) {
 	for _, path := range []string{"/bin/ls", "/bin/true"} {
 		if data, err := os.ReadFile(path); err == nil {
@@ -48,6 +75,11 @@ func FuzzReadELF(f *testing.F) {
 		n := readELF(bytes.NewReader(data))
 		if len(n.needed) > maxNeeded || len(n.loader) > maxELFString {
 			t.Errorf("%d libraries, a loader of %d bytes", len(n.needed), len(n.loader))
+		}
+		for _, sp := range n.constants {
+			if sp.Off < 0 || sp.End <= sp.Off || sp.End-sp.Off > maxConstBytes {
+				t.Errorf("read-only data at %v", sp)
+			}
 		}
 	})
 }

@@ -62,6 +62,11 @@ const (
 	maxStartFiles = 128
 	maxStartBytes = 4 << 20
 	maxWholeBytes = 32 << 20
+	// maxFrontBytes is how large a program is at most that does nothing but call
+	// the library it is a front of, and maxConstBytes how much read-only data of
+	// the program is fetched.
+	maxFrontBytes = 64 << 10
+	maxConstBytes = 8 << 20
 	// maxGenerations is how deep libraries may name others.
 	maxGenerations = 6
 	maxLinks       = 40 // as Linux' own limit on symbolic links
@@ -119,55 +124,6 @@ func localeFiles(folder string) []string {
 		files = append(files, dir+"/LC_"+category)
 	}
 	return append(files, dir+"/LC_MESSAGES/SYS_LC_MESSAGES")
-}
-
-// located is an entry of the merged layers.
-type located struct {
-	layer int
-	entry *estargz.Entry
-}
-
-// names finds entries of merged layers by path. What layers delete is found
-// all the same: it is good for guesses only.
-type names map[string]located
-
-func newNames(tocs []*estargz.TOC) names {
-	n := make(names)
-	for i, toc := range tocs {
-		for j := range toc.Entries {
-			n[toc.Entries[j].Name] = located{i, &toc.Entries[j]}
-		}
-	}
-	return n
-}
-
-// file returns the regular file at an absolute path, symbolic links followed,
-// and the path it really has.
-func (n names) file(name string) (located, string, bool) {
-	rest := strings.Split(strings.TrimPrefix(path.Clean("/"+name), "/"), "/")
-	at := ""
-	for links := 0; len(rest) > 0; {
-		next := path.Join(at, rest[0])
-		found, ok := n[next]
-		if ok && found.entry.Type == estargz.Symlink {
-			if links++; links > maxLinks {
-				return located{}, "", false
-			}
-			target := found.entry.Link
-			if !path.IsAbs(target) {
-				target = path.Join("/", at, target)
-			}
-			rest = append(strings.Split(strings.TrimPrefix(path.Clean(target), "/"), "/"), rest[1:]...)
-			at = ""
-			continue
-		}
-		at, rest = next, rest[1:]
-	}
-	found, ok := n[at]
-	for links := 0; ok && found.entry.Type == estargz.Hardlink && links < maxLinks; links++ {
-		found, ok = n[found.entry.Link]
-	}
-	return found, "/" + at, ok && found.entry.Type == estargz.Regular && found.entry.Size > 0
 }
 
 // plan says what is known of a start before it begins.
@@ -265,45 +221,73 @@ func (s *starter) note(err error) {
 }
 
 // command fetches the program, its loader and its libraries, a generation at
-// a time.
+// a time. What the loader will read of one generation is fetched with the next.
+// What is large and fetched whole waits until what is fetched in parts has come.
 func (s *starter) command(ctx context.Context, cmd command) {
 	defer s.later.Wait()
-	next := s.add(nil, s.program(cmd), nil)
-	if len(next) > 0 {
-		main := next[0]
-		next[0].program = true
-		names := byName[path.Base(main.path)]
-		for _, name := range names {
-			if strings.Contains(name, "/") {
-				next = s.add(next, path.Join(path.Dir(main.path), name), nil)
-			} else {
-				next = s.addLibrary(next, name, nil)
-			}
-		}
-		for i := range next[1:] {
-			next[1+i].whole = true
-		}
-		if len(names) > 0 {
-			next = s.addSurroundings(next, cmd)
-		}
-	}
+	next := s.first(cmd)
+	loaded := make(spans)
 	for generation := range maxGenerations {
 		if generation == 1 {
 			next = s.addSurroundings(next, cmd)
 		}
 		if len(next) == 0 || ctx.Err() != nil {
-			return
+			break
 		}
 		s.lib.log.Debug("fetching ahead of the image's command", "command", cmd.args[0], "files", len(next))
-		s.fetch(ctx, next)
+		parts, whole := partsOf(next)
+		parts.join(loaded)
+		s.begin(ctx, parts)
+		loaded = make(spans)
 		var later []program
-		loaded := make(spans)
 		for _, p := range next {
-			later = s.needs(ctx, later, p, loaded)
+			if !p.wholly() {
+				later = s.needs(ctx, later, p, loaded)
+			}
 		}
-		s.later.Go(func() { s.fetchSpans(ctx, loaded, nil) })
+		s.begin(ctx, whole)
+		for _, p := range next {
+			if p.wholly() {
+				later = s.needs(ctx, later, p, loaded)
+			}
+		}
 		next = later
 	}
+	s.begin(ctx, loaded)
+}
+
+// first returns what is known before anything has been read of a program: the
+// program, and what its name says.
+func (s *starter) first(cmd command) []program {
+	next := s.add(nil, s.program(cmd), nil)
+	if len(next) == 0 {
+		return nil
+	}
+	next[0].program = true
+	main := next[0]
+	names := byName[path.Base(main.path)]
+	for _, name := range names {
+		if strings.Contains(name, "/") {
+			next = s.add(next, path.Join(path.Dir(main.path), name), nil)
+		} else {
+			next = s.addLibrary(next, name, nil)
+		}
+	}
+	for i := range next[1:] {
+		next[1+i].whole = true
+	}
+	switch {
+	case len(names) > 0:
+		next = s.addSurroundings(next, cmd)
+	case main.entry.Size <= maxFrontBytes:
+		for _, name := range []string{path.Base(main.path), path.Base(cmd.args[0])} {
+			next = s.add(next, s.names.frontOf(name), nil)
+		}
+		for i := range next[1:] {
+			next[1+i].program = true
+		}
+	}
+	return next
 }
 
 // program returns the path of the program the command runs.
@@ -325,8 +309,13 @@ type program struct {
 	located
 	path    string
 	folders []string // of whoever wants it
-	program bool     // it is what the command runs
+	program bool     // it is what the command runs, or what that is a front of
 	whole   bool     // it will be used all over
+}
+
+// wholly reports whether it is too large to be fetched whole at once, and is.
+func (f program) wholly() bool {
+	return f.whole && f.entry.Size > maxStartBytes && f.entry.Size <= maxWholeBytes
 }
 
 func (s *starter) add(list []program, name string, folders []string) []program {
@@ -341,12 +330,11 @@ func (s *starter) add(list []program, name string, folders []string) []program {
 	return append(list, program{located: found, path: real, folders: folders})
 }
 
-// fetch fetches files, or of large ones the beginning, and of large programs
-// and libraries the end, where their data is. What is known to be
-// used all over is fetched whole after that, while the next generation is
-// looked for.
-func (s *starter) fetch(ctx context.Context, files []program) {
-	parts, whole := make(spans), make(spans)
+// partsOf returns what to fetch of files: all, or of large ones the beginning, and
+// of large programs and libraries the end, where their data is. What is known to
+// be used all over is to be fetched whole, after that.
+func partsOf(files []program) (parts, whole spans) {
+	parts, whole = make(spans), make(spans)
 	for _, f := range files {
 		off, end := f.entry.DataOff, f.entry.DataOff+f.entry.Size
 		if f.entry.Size <= maxStartBytes {
@@ -360,12 +348,11 @@ func (s *starter) fetch(ctx context.Context, files []program) {
 		} else {
 			parts.add(f.layer, off, off+1)
 		}
-		if f.whole && f.entry.Size <= maxWholeBytes {
+		if f.wholly() {
 			whole.add(f.layer, off, end)
 		}
 	}
-	s.fetchSpans(ctx, parts, nil)
-	s.later.Go(func() { s.fetchSpans(ctx, whole, nil) })
+	return parts, whole
 }
 
 // spans are parts of flat data, by layer.
@@ -375,8 +362,15 @@ func (sp spans) add(layer int, off, end int64) {
 	sp[layer] = append(sp[layer], layerdev.Span{Off: off, End: end})
 }
 
+// join adds what others has.
+func (sp spans) join(others spans) {
+	for layer, list := range others {
+		sp[layer] = append(sp[layer], list...)
+	}
+}
+
 // fetchSpans fetches parts of several layers at the same time. arrived is called
-// once, when nothing of them is on its way any more, if it is not nil.
+// once, when nothing of them is on its way any more.
 func (s *starter) fetchSpans(ctx context.Context, parts spans, arrived func()) {
 	var all, coming sync.WaitGroup
 	coming.Add(len(parts))
@@ -391,11 +385,26 @@ func (s *starter) fetchSpans(ctx context.Context, parts spans, arrived func()) {
 			s.note(err)
 		})
 	}
-	if arrived != nil {
-		coming.Wait()
-		arrived()
-	}
+	coming.Wait()
+	arrived()
 	all.Wait()
+}
+
+// begin begins to fetch parts of layers: whoever reads in them waits for what is
+// on its way.
+func (s *starter) begin(ctx context.Context, parts spans) {
+	for layer, list := range parts {
+		var rest func() error
+		open, err := s.open(s.layers[layer])
+		if err == nil {
+			rest, err = open.Begin(ctx, list)
+		}
+		if err != nil {
+			s.note(err)
+			continue
+		}
+		s.later.Go(func() { s.note(rest()) })
+	}
 }
 
 // needs adds what the program f names: its loader and its libraries, or the
@@ -422,6 +431,9 @@ func (s *starter) needs(ctx context.Context, list []program, f program, loaded s
 		return list
 	}
 	e := readELF(r)
+	if f.program {
+		e.loaded = append(e.loaded, e.constants...)
+	}
 	for _, sp := range e.loaded {
 		if end := min(sp.End, f.entry.Size); sp.Off < end {
 			loaded.add(f.layer, f.entry.DataOff+sp.Off, f.entry.DataOff+end)

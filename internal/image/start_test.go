@@ -1,6 +1,7 @@
 package image
 
 import (
+	"reflect"
 	"testing"
 
 	"skimmer/internal/estargz"
@@ -41,5 +42,55 @@ func TestNames(t *testing.T) {
 		if ok != (c.real != "") || ok && (real != c.real || found.layer != c.layer) {
 			t.Errorf("%s is %q in layer %d (%t), want %q in layer %d", c.name, real, found.layer, ok, c.real, c.layer)
 		}
+	}
+}
+
+func TestFrontOf(t *testing.T) {
+	n := newNames([]*estargz.TOC{{Entries: []estargz.Entry{
+		{Name: "usr/lib/x86_64-linux-gnu/libnode.so.108", Type: estargz.Regular, Size: 1},
+		{Name: "usr/lib/x86_64-linux-gnu/libnode.so", Type: estargz.Symlink, Link: "libnode.so.108"},
+		{Name: "usr/lib/x86_64-linux-gnu/libnodes.so.1", Type: estargz.Regular, Size: 1},
+		{Name: "usr/share/libtool.so.1", Type: estargz.Regular, Size: 1},
+		{Name: "usr/lib/libruby-3.1.so.3.1.2", Type: estargz.Regular, Size: 1},
+		{Name: "usr/lib/libruby-3.0.so.3.0.9", Type: estargz.Regular, Size: 1},
+		{Name: "usr/lib/libruby-static.a", Type: estargz.Regular, Size: 1},
+	}}})
+	for program, want := range map[string]string{
+		"node": "/usr/lib/x86_64-linux-gnu/libnode.so.108", "ruby": "/usr/lib/libruby-3.0.so.3.0.9", "tool": "", "nod": "", "python3": "",
+	} {
+		if got := n.frontOf(program); got != want {
+			t.Errorf("%s is a front of %q, want %q", program, got, want)
+		}
+	}
+}
+
+// What is small is fetched whole, of large programs and libraries the ends, and
+// what is used all over is left for later.
+func TestPartsOf(t *testing.T) {
+	file := func(layer int, off, size int64) located {
+		return located{layer, &estargz.Entry{Type: estargz.Regular, DataOff: off, Size: size}}
+	}
+	const large = 8 * maxStartBytes
+	parts, whole := partsOf([]program{
+		{located: file(0, 4096, 100), path: "/bin/small"},
+		{located: file(0, 8192, large), path: "/bin/large", program: true},
+		{located: file(1, 0, large), path: "/lib/libx.so.1", whole: true},
+		{located: file(1, large, large), path: "/share/data"},
+		{located: file(2, 0, maxWholeBytes+1), path: "/share/more", whole: true},
+	})
+	wantParts := spans{
+		0: {{Off: 4096, End: 4196}, {Off: 8192, End: 8192 + maxStartBytes}, {Off: 8192 + large - 1, End: 8192 + large}},
+		1: {{Off: 0, End: maxStartBytes}, {Off: large - 1, End: large}, {Off: large, End: large + 1}},
+		2: {{Off: 0, End: 1}},
+	}
+	if !reflect.DeepEqual(parts, wantParts) {
+		t.Errorf("parts are %v, want %v", parts, wantParts)
+	}
+	if want := (spans{1: {{Off: 0, End: large}}}); !reflect.DeepEqual(whole, want) {
+		t.Errorf("whole are %v, want %v", whole, want)
+	}
+	whole.join(spans{1: {{Off: 1, End: 2}}, 3: {{Off: 5, End: 6}}})
+	if want := (spans{1: {{Off: 0, End: large}, {Off: 1, End: 2}}, 3: {{Off: 5, End: 6}}}); !reflect.DeepEqual(whole, want) {
+		t.Errorf("joined they are %v, want %v", whole, want)
 	}
 }

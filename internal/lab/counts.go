@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"log/slog"
 	"maps"
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -124,24 +126,36 @@ func classify(method, path string) (RequestKind, digest.Digest) {
 	return RequestOther, ""
 }
 
-// wrap returns a handler that counts what next is asked and sends.
-func (c *counter) wrap(next http.Handler) http.Handler {
+// wrap returns a handler that counts what next is asked and sends, and logs each
+// request at debug level.
+func (c *counter) wrap(next http.Handler, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		kind, d := classify(r.Method, r.URL.Path)
 		c.request(kind, d)
-		next.ServeHTTP(&countingWriter{w, c, kind, d}, r)
+		cw, began := &countingWriter{ResponseWriter: w, c: c, kind: kind, d: d, status: http.StatusOK}, time.Now()
+		next.ServeHTTP(cw, r)
+		log.Debug("registry was asked", "method", r.Method, "path", r.URL.Path, "ranges", r.Header.Get("Range"),
+			"status", cw.status, "bytes", cw.n, "began", began.Format("15:04:05.000"), "took", time.Since(began), "by", r.UserAgent())
 	})
 }
 
 type countingWriter struct {
 	http.ResponseWriter
-	c    *counter
-	kind RequestKind
-	d    digest.Digest
+	c      *counter
+	kind   RequestKind
+	d      digest.Digest
+	status int
+	n      int64 // bytes of the body
+}
+
+func (w *countingWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *countingWriter) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
+	w.n += int64(n)
 	w.c.sent(w.kind, w.d, n)
 	return n, err
 }

@@ -122,7 +122,7 @@ func (r *Registry) start(ctx context.Context, program string) error {
 	}
 	r.host = ln.Addr().String()
 	r.server = &http.Server{
-		Handler:           r.counter.wrap(r.shaper.wrap(handler)),
+		Handler:           r.counter.wrap(r.shaper.wrap(handler), r.log),
 		ReadHeaderTimeout: time.Minute,
 		ConnContext:       r.shaper.connContext,
 		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),

@@ -49,30 +49,62 @@ func (l *Layer) prefetch(ctx context.Context, spans []Span, arrived func()) erro
 	coming := &arrivals{tell: sync.OnceFunc(arrived)}
 	coming.n.Store(1) // this function, while it may ask for more
 	defer coming.tell()
+	b, err := l.beginPrefetch(ctx, spans, coming)
+	if err != nil || b == nil {
+		return err
+	}
+	coming.done()
+	return b.reap(ctx, true)
+}
+
+// Begin is Prefetch in two steps: it returns when all is on its way, so that who
+// reads a part of it waits for it and fetches nothing. The function it returns
+// waits for the rest and is to be called once; errors of both are those of
+// Prefetch.
+func (l *Layer) Begin(ctx context.Context, spans []Span) (wait func() error, err error) {
+	explain := func(err error) error {
+		if err == nil {
+			return nil
+		}
+		return blob.Errorf(blob.KindOf(err), "prefetch %d parts of layer %s: %w", len(spans), l.cfg.Name, err)
+	}
+	ctx = blob.WithPriority(ctx, blob.Prefetch)
+	b, err := l.beginPrefetch(ctx, spans, nil)
+	if err != nil {
+		return nil, explain(err)
+	}
+	if b == nil {
+		return func() error { return nil }, nil
+	}
+	return func() error { return explain(b.reap(ctx, true)) }, nil
+}
+
+// beginPrefetch begins to fetch what is missing of spans; it returns nil where
+// nothing is.
+func (l *Layer) beginPrefetch(ctx context.Context, spans []Span, coming *arrivals) (*bulk, error) {
 	if l.IsComplete() {
-		return nil
+		return nil, nil
 	}
 	c, err := l.load()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	streams := c.missingStreams(spans, l.size)
 	if len(streams) == 0 {
-		return nil
+		return nil, nil
 	}
 	source, err := l.openBlob(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, several := source.(blob.MultiReader)
 	b := &bulk{l: l, c: c, prio: blob.Prefetch, slots: make(chan struct{}, bulkRuns), coming: coming}
 	for _, lot := range c.lots(streams, several) {
-		if err = b.gather(ctx, lot, several); err != nil {
-			return err
+		if err := b.gather(ctx, lot, several); err != nil {
+			return nil, err
 		}
 	}
-	coming.done()
-	return b.reap(ctx, true)
+	return b, nil
 }
 
 // arrivals tells, once, when nothing is on its way any more.

@@ -79,6 +79,34 @@ func TestPrefetchJoinsNeighbours(t *testing.T) {
 	}
 }
 
+// Who reads after Begin waits for what is on its way and asks for nothing.
+func TestBegin(t *testing.T) {
+	tl := build(t, small(200, 20<<10))
+	src := &several{fakeBlob: &fakeBlob{p: tl.blob}}
+	l := newLayer(t, tl, LayerConfig{Blob: src.open})
+	spans := []Span{span(tl, 10), span(tl, 100), span(tl, 190)}
+	wait, err := l.Begin(t.Context(), spans)
+	must(t, err)
+	for _, sp := range spans {
+		if _, err := l.ReadAt(blob.WithPriority(t.Context(), blob.Prefetch), make([]byte, 100), sp.Off); err != nil {
+			t.Error(err)
+		}
+	}
+	must(t, wait())
+	if len(src.calls) != 1 || len(src.reads) != len(spans) {
+		t.Errorf("the source was asked %d times, for %v", len(src.calls), src.reads)
+	}
+	wait, err = l.Begin(t.Context(), spans) // all is here
+	must(t, err)
+	must(t, wait())
+	src.failing = 1
+	wait, err = l.Begin(t.Context(), []Span{span(tl, 20), span(tl, 60)})
+	must(t, err)
+	if err := wait(); !errors.Is(err, blob.Unavailable) {
+		t.Errorf("what did not come: error %v, want Unavailable", err)
+	}
+}
+
 // A source that can leave gaps out is asked once for pieces far apart.
 func TestPrefetchOfSeveralRanges(t *testing.T) {
 	tl := build(t, small(200, 20<<10))
