@@ -399,7 +399,7 @@ func TestRefusals(t *testing.T) {
 func TestLimits(t *testing.T) {
 	full := newTree(0)
 	full.nodes = make([]node, MaxEntries+1) // never touched, so never there
-	if _, err := full.insert(rootNode, "x", 1); !errors.Is(err, blob.Invalid) {
+	if _, err := full.insert(0, rootNode, "x", 1); !errors.Is(err, blob.Invalid) {
 		t.Errorf("one entry too many: %v", err)
 	}
 

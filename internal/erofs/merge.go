@@ -109,7 +109,8 @@ func (m *merger) apply(e *estargz.Entry) error {
 	if err != nil {
 		return err
 	}
-	old := m.lookup(parent, base)
+	hash := m.names.hash(parent, base)
+	old := m.lookupHash(hash, parent, base)
 	hides := false
 	if old != 0 {
 		if e.Type == estargz.Dir && m.isDir(old) {
@@ -129,7 +130,7 @@ func (m *merger) apply(e *estargz.Entry) error {
 		ino = m.newInode(e, m.layer)
 		m.inodes[ino].opaque = hides && e.Type == estargz.Dir
 	}
-	n, err := m.insert(parent, base, ino)
+	n, err := m.insert(hash, parent, base, ino)
 	if err != nil {
 		return err
 	}
@@ -183,11 +184,12 @@ func (m *merger) makeDir(dir string) (nodeID, error) {
 	}
 	for _, name := range missing {
 		ino := m.newInode(implicitDir, m.layer)
-		if old := m.lookup(at, name); old != 0 { // a whiteout, see walk
+		hash := m.names.hash(at, name)
+		if old := m.lookupHash(hash, at, name); old != 0 { // a whiteout, see walk
 			m.remove(old)
 			m.inodes[ino].opaque = true
 		}
-		if at, err = m.insert(at, name, ino); err != nil {
+		if at, err = m.insert(hash, at, name, ino); err != nil {
 			return 0, err
 		}
 	}
@@ -276,6 +278,6 @@ func (m *merger) keepWhiteout(e *estargz.Entry, dir, name string, opaque bool) e
 	}
 	ino := m.newInode(&estargz.Entry{Type: estargz.Char, MTime: e.MTime, MTimeNsec: e.MTimeNsec}, m.layer)
 	m.inodes[ino].whiteout = true
-	_, err = m.insert(parent, name, ino)
+	_, err = m.insert(m.names.hash(parent, name), parent, name, ino)
 	return err
 }

@@ -142,22 +142,32 @@ func (p *plan) collect() error {
 
 // sortKids notes the children of dir by name, and how long its content is.
 func (p *plan) sortKids(dir nodeID) []nodeID {
-	off := len(p.kids)
+	all := append(p.dirents[:0], p.dots(dir)...)
+	first := len(all)
 	for k := p.nodes[dir].first; k != 0; k = p.nodes[k].next {
-		p.kids = append(p.kids, k)
+		all = append(all, dirent{p.nodes[k].name, p.nodes[k].inode, k})
 	}
-	kids := p.kids[off:]
+	p.dirents = all
 	// Last added comes first, and most layers are written in order.
-	slices.Reverse(kids)
-	slices.SortFunc(kids, func(a, b nodeID) int { return strings.Compare(p.nodes[a].name, p.nodes[b].name) })
+	slices.Reverse(all[first:])
+	byName := func(a, b dirent) int { return strings.Compare(a.name, b.name) }
+	if !slices.IsSortedFunc(all, byName) {
+		slices.SortFunc(all, byName)
+	}
+	off := len(p.kids)
+	for i := range all {
+		if all[i].node != 0 {
+			p.kids = append(p.kids, all[i].node)
+		}
+	}
 	at := &p.at(dir).place
-	at.kids = span{int32(off), int32(len(kids))}
-	for rest := p.direntsOf(dir); len(rest) > 0; {
+	at.kids = span{int32(off), int32(len(p.kids) - off)}
+	for rest := all; len(rest) > 0; {
 		n, used := fill(rest)
 		rest = rest[n:]
 		at.size = alignUp(at.size, blockSize) + int64(used)
 	}
-	return kids
+	return p.kids[off:]
 }
 
 // numberDevices gives every layer whose data is used the next device number.
@@ -221,23 +231,29 @@ func chunks(size int64) (chunkBits int, n int64) {
 type dirent struct {
 	name  string
 	inode inodeID
+	node  nodeID // 0 for "." and ".."
+}
+
+// dots returns the entries "." and ".." of dir.
+func (p *plan) dots(dir nodeID) []dirent {
+	return []dirent{
+		{name: ".", inode: p.nodes[dir].inode},
+		{name: "..", inode: p.nodes[p.nodes[dir].parent].inode},
+	}
 }
 
 // direntsOf returns the entries of dir, "." and ".." among them, sorted. The
 // slice is good until the next call.
 func (p *plan) direntsOf(dir nodeID) []dirent {
 	all := p.dirents[:0]
-	dots := []dirent{
-		{".", p.nodes[dir].inode},
-		{"..", p.nodes[p.nodes[dir].parent].inode},
-	}
+	dots := p.dots(dir)
 	for _, k := range part(p.kids, p.at(dir).place.kids) {
 		name := p.nodes[k].name
 		for len(dots) > 0 && dots[0].name < name {
 			all = append(all, dots[0])
 			dots = dots[1:]
 		}
-		all = append(all, dirent{name, p.nodes[k].inode})
+		all = append(all, dirent{name, p.nodes[k].inode, k})
 	}
 	all = append(all, dots...)
 	p.dirents = all
@@ -247,8 +263,8 @@ func (p *plan) direntsOf(dir nodeID) []dirent {
 // fill returns how many of the entries go into one block and how much of it
 // they use.
 func fill(all []dirent) (n, used int) {
-	for _, d := range all {
-		size := direntSize + len(d.name)
+	for i := range all {
+		size := direntSize + len(all[i].name)
 		if used+size > blockSize {
 			break
 		}

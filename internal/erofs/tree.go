@@ -23,16 +23,10 @@ const rootNode nodeID = 1
 type tree struct {
 	nodes  []node
 	inodes []inode
-	// index finds a child by name.
-	index map[child]nodeID
+	names  names
 	// removals counts removed nodes; it tells holders of a nodeID that it may
 	// have become stale.
 	removals int
-}
-
-type child struct {
-	parent nodeID
-	name   string
 }
 
 type node struct {
@@ -64,7 +58,7 @@ func newTree(capacity int) *tree {
 	t := &tree{
 		nodes:  make([]node, 1, capacity+2),
 		inodes: make([]inode, 1, capacity+2),
-		index:  make(map[child]nodeID, capacity),
+		names:  newNames(capacity),
 	}
 	t.nodes = append(t.nodes, node{parent: rootNode, inode: t.newInode(implicitDir, 0)})
 	return t
@@ -80,14 +74,9 @@ func (t *tree) at(n nodeID) *inode { return &t.inodes[t.nodes[n].inode] }
 
 func (t *tree) isDir(n nodeID) bool { return t.at(n).entry.Type == estargz.Dir }
 
-// lookup returns the child of parent with the given name, or 0.
-func (t *tree) lookup(parent nodeID, name string) nodeID {
-	return t.index[child{parent, name}]
-}
-
 // insert gives inode ino a name in parent, which must not have a child of
-// that name.
-func (t *tree) insert(parent nodeID, name string, ino inodeID) (nodeID, error) {
+// that name. hash is that of the name.
+func (t *tree) insert(hash uint32, parent nodeID, name string, ino inodeID) (nodeID, error) {
 	if err := checkName(name); err != nil {
 		return 0, err
 	}
@@ -101,7 +90,7 @@ func (t *tree) insert(parent nodeID, name string, ino inodeID) (nodeID, error) {
 		t.nodes[head].prev = id
 	}
 	t.nodes[parent].first = id
-	t.index[child{parent, name}] = id
+	t.names.add(hash, id)
 	t.inodes[ino].nlink++
 	return id, nil
 }
@@ -147,7 +136,7 @@ func (t *tree) unlink(n nodeID) {
 	if d.next != 0 {
 		t.nodes[d.next].prev = d.prev
 	}
-	delete(t.index, child{d.parent, d.name})
+	t.names.remove(t.names.hash(d.parent, d.name), n)
 	t.inodes[d.inode].nlink--
 	t.removals++
 }

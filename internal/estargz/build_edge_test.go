@@ -28,7 +28,8 @@ func stockTOC(t *testing.T, layer []byte) *stock.JTOC {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := loc.read(t.Context(), openBlob(t, layer), layer, "")
+	buf := &tocBuffer{tail: layer}
+	p, err := buf.read(t.Context(), openBlob(t, layer), loc, "")
 	if err != nil {
 		t.Fatal(err)
 	}

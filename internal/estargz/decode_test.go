@@ -254,6 +254,11 @@ func FuzzDecode(f *testing.F) {
 			`{"name":"f","type":"chunk","offset":12,"chunkOffset":3,"chunkDigest":"` + zeroSum + `"}]}`,
 		`{"ENTRIES":[{"NAME":"\ud800\n\u00e9","Kind":1e5,"xattrs":{"a":"AA==","b":null},"uid":-9223372036854775808}]}`,
 		`{"entries":[{"skimmer.rawName":"/w==","skimmer.rawLinkName":"","skimmer.rawXattrs":{"YQ==":"Y\nQ=="},"x":[{},[],"",true,-0.5E-3]}]}`,
+		string(benchTOC(12)),
+		`{"entries":[{"name":"a/b/c","type":"symlink","linkName":"/x//y/"},{"name":"a/b/../d","type":"hardlink","linkName":"/a/./b/c/"},` +
+			`{"name":"a/b/d","type":"block","devMajor":8,"devMinor":1,"modtime":"2024-02-29T12:34:56+01:00","xattrs":{"user.b":"eA==","user.a":""}}]}`,
+		`{"entries":[{"name":".prefetch.landmark","type":"reg","size":1,"offset":1},{"name":"f","type":"reg","size":5,"offset":9,"digest":"` + zeroSum + `"},` +
+			`{"name":"z","type":"reg","size":4097,"chunkType":"zeros"},{"name":"g","type":"reg","size":5,"offset":9,"innerOffset":5,"digest":"` + zeroSum + `"}]}`,
 		"{\"entries\":[{\"name\":\"\xff\xc3\x28\",\"lin\u212aName\":\"x\"}]}",
 	} {
 		f.Add([]byte(s))
@@ -284,6 +289,13 @@ func FuzzDecode(f *testing.F) {
 		}
 		if err := toc.Index.check(); err != nil {
 			t.Fatalf("Decode returned a wrong index: %v", err)
+		}
+		entries, sums := refEntries(&want)
+		if d := cmp.Diff(entries, toc.Entries, cmpopts.EquateEmpty()); d != "" {
+			t.Fatalf("Decode (-reference +got):\n%s", d)
+		}
+		if !slices.EqualFunc(sums, toc.Index.Chunks, func(sum [32]byte, c Chunk) bool { return sum == c.Digest }) {
+			t.Fatalf("Decode has chunks %+v, want digests %x", toc.Index.Chunks, sums)
 		}
 		for _, e := range toc.Entries {
 			if e.Type == Regular && e.Size > 0 {

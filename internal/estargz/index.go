@@ -51,7 +51,12 @@ func (ix *Index) MarshalBinary() ([]byte, error) {
 	if err := ix.check(); err != nil {
 		return nil, blob.Errorf(blob.Invalid, "marshal layer index: %w", err)
 	}
-	p := make([]byte, 0, 64+12*len(ix.Streams)+(12+32)*len(ix.Chunks)+48*len(ix.Files))
+	// Numbers take up to five bytes each; few are that long.
+	size := 64 + 10*len(ix.Streams) + (8+32)*len(ix.Chunks) + 6*len(ix.Files)
+	for i := range ix.Files {
+		size += len(ix.Files[i].Name)
+	}
+	p := make([]byte, 0, size)
 	p = append(p, indexMagic...)
 	p = append(p, indexVersion, byte(ix.Compression))
 	put := func(vs ...int64) {
@@ -223,6 +228,8 @@ func (r *varints) chunks(ix *Index) {
 }
 
 func (r *varints) files(ix *Index) {
+	// One string for all names; what else is in it is little.
+	text := string(r.p)
 	var end int64
 	for i := range ix.Files {
 		f := &ix.Files[i]
@@ -233,7 +240,11 @@ func (r *varints) files(ix *Index) {
 		}
 		f.DataOff = sum(end, gap*BlockSize)
 		f.Size = r.next()
-		f.Name = string(r.take(r.next()))
+		n := r.next()
+		start := len(text) - len(r.p)
+		if r.take(n) != nil {
+			f.Name = text[start:][:n]
+		}
 		end = sum(f.DataOff, f.Size)
 		if end >= 0 {
 			end = sum(end, -end&(BlockSize-1))

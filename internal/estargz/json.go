@@ -120,7 +120,7 @@ func (s *scanner) array(element func() error) error {
 
 // string reads a string or null.
 func (s *scanner) string(dst *[]byte) error {
-	if s.null() {
+	if (s.i >= len(s.p) || s.p[s.i] != '"') && s.null() {
 		return nil
 	}
 	b, err := s.text()
@@ -145,7 +145,7 @@ func (s *scanner) base64(dst *[]byte) error {
 
 // int reads an integer or null.
 func (s *scanner) int(dst *int64) error {
-	if s.null() {
+	if s.simpleInt(dst) || s.null() {
 		return nil
 	}
 	start := s.i
@@ -175,6 +175,25 @@ func (s *scanner) int(dst *int64) error {
 		return errRange
 	}
 	return nil
+}
+
+// simpleInt reads an integer if it is next, written as most are: without sign,
+// leading zero and space around it, and short enough not to overflow.
+func (s *scanner) simpleInt(dst *int64) bool {
+	p := s.p[min(s.i, len(s.p)):]
+	if len(p) < 20 || p[0]-'1' > 8 {
+		return false
+	}
+	v, n := int64(0), 0
+	for ; n < 18 && p[n]-'0' <= 9; n++ {
+		v = v*10 + int64(p[n]-'0')
+	}
+	if p[n] != ',' && p[n] != '}' {
+		return false
+	}
+	*dst = v
+	s.i += n
+	return true
 }
 
 var errRange = errors.New("is out of range")
@@ -278,11 +297,12 @@ func (s *scanner) text() ([]byte, error) {
 // no attention inside a string. It looks at eight bytes at a time.
 func plainPrefix(p []byte) int {
 	const ones, tops = 0x0101010101010101, 0x8080808080808080
-	zeros := func(x uint64) uint64 { return (x - ones) &^ x & tops }
 	n := 0
 	for ; len(p)-n >= 8; n += 8 {
 		x := binary.LittleEndian.Uint64(p[n:])
-		special := x&tops | (x-ones*0x20)&^x&tops | zeros(x^ones*'"') | zeros(x^ones*'\\')
+		// The top bit of a byte is set where it is too large or, with something
+		// subtracted, below zero. Borrowing only spoils what comes after that.
+		special := (x | (x - ones*0x20) | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) & tops
 		if special != 0 {
 			return n + bits.TrailingZeros64(special)/8
 		}

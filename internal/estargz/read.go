@@ -146,7 +146,9 @@ func ReadTOC(ctx context.Context, b blob.Blob, want digest.Digest, opts ReadOpti
 	if toc, ok := inlineTOC(want, b.Size(), opts); ok {
 		return toc, nil
 	}
-	tail, err := readTail(ctx, b, opts)
+	buf := newTOCBuffer()
+	defer buf.release()
+	tail, err := buf.readTail(ctx, b, opts)
 	if err != nil {
 		return nil, fmt.Errorf("read table of contents: end of blob: %w", err)
 	}
@@ -159,7 +161,7 @@ func ReadTOC(ctx context.Context, b blob.Blob, want digest.Digest, opts ReadOpti
 	if want == "" && loc.compression != Zstd {
 		return nil, blob.Errorf(blob.Invalid, "read table of contents: manifest promises no digest for a gzip layer: %w", ErrNotLazy)
 	}
-	json, err := loc.read(ctx, b, tail, opts.CompressedDigest)
+	json, err := buf.read(ctx, b, loc, opts.CompressedDigest)
 	if err != nil {
 		return nil, fmt.Errorf("read table of contents: %w", err)
 	}
@@ -230,7 +232,7 @@ func inlineTOC(want digest.Digest, blobSize int64, opts ReadOptions) (*TOC, bool
 }
 
 // readTail makes the speculative first read.
-func readTail(ctx context.Context, b blob.Blob, opts ReadOptions) ([]byte, error) {
+func (buf *tocBuffer) readTail(ctx context.Context, b blob.Blob, opts ReadOptions) ([]byte, error) {
 	size := b.Size()
 	n := max(defaultTail, min(size/tailShare, largeTail))
 	switch {
@@ -239,8 +241,8 @@ func readTail(ctx context.Context, b blob.Blob, opts ReadOptions) ([]byte, error
 	case opts.TailSize > 0:
 		n = opts.TailSize
 	}
-	tail := make([]byte, min(size, maxTail, max(n, maxFooterSize)))
-	return tail, blob.ReadFull(ctx, b, tail, size-int64(len(tail)))
+	buf.tail = sized(buf.tail, int(min(size, maxTail, max(n, maxFooterSize))))
+	return buf.tail, blob.ReadFull(ctx, b, buf.tail, size-int64(len(buf.tail)))
 }
 
 // locate says where the table of contents is. The footer has the first word;
@@ -253,10 +255,16 @@ func locate(tail []byte, size int64, opts ReadOptions) (location, error) {
 	return loc, err
 }
 
-// read returns the TOC JSON at l of b, whose last bytes are tail. The
-// compressed bytes are held against compressed unless that is empty.
-func (l location) read(ctx context.Context, b blob.Blob, tail []byte, compressed digest.Digest) ([]byte, error) {
+// read returns the TOC JSON at l of b, whose last bytes are in buf. It may be in
+// buf too. The compressed bytes are held against compressed unless that is empty.
+func (buf *tocBuffer) read(ctx context.Context, b blob.Blob, l location, compressed digest.Digest) ([]byte, error) {
+	tail := buf.tail
 	start := b.Size() - int64(len(tail))
+	if l.compression == Gzip && l.off >= start {
+		if json, ok := buf.unpack(tail[l.off-start:][:l.size], l.limit()); ok {
+			return json, nil
+		}
+	}
 	src := &source{r: bytes.NewReader(nil)}
 	if l.off < start {
 		rc, err := b.ReadRange(ctx, blob.Range{Off: l.off, Len: min(l.size, start-l.off)})
@@ -298,12 +306,17 @@ func readError(src *source, err error) error {
 	return blob.Errorf(blob.Corrupt, "decompress it: %w", err)
 }
 
+// limit is how long, in bytes, the TOC JSON may be.
+func (l location) limit() int64 {
+	if l.size < maxTOC/maxTOCRatio {
+		return max(freeTOC, l.size*maxTOCRatio)
+	}
+	return maxTOC
+}
+
 // decompress returns the TOC JSON in the compressed bytes of r.
 func (l location) decompress(r io.Reader) ([]byte, error) {
-	limit := int64(maxTOC)
-	if l.size < maxTOC/maxTOCRatio {
-		limit = max(freeTOC, l.size*maxTOCRatio)
-	}
+	limit := l.limit()
 	if l.compression == Zstd {
 		zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1),
 			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))

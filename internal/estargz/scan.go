@@ -27,38 +27,46 @@ type rawXattr struct{ name, value []byte }
 // where every tool looks and in base64 here; such attributes stand here
 // alone. Tools that do not know these fields ignore them.
 const (
-	fieldRawName     = "skimmer.rawName"
-	fieldRawLinkName = "skimmer.rawLinkName"
-	fieldRawXattrs   = "skimmer.rawXattrs"
+	nameRawName     = "skimmer.rawName"
+	nameRawLinkName = "skimmer.rawLinkName"
+	nameRawXattrs   = "skimmer.rawXattrs"
 )
 
-// entryFields are the fields of an entry, in the order in which the tools
-// that build layers write them.
-var entryFields = [...]struct {
-	name string
-	read func(*scanner, *rawEntry) error
-}{
-	{"name", func(s *scanner, e *rawEntry) error { return s.string(&e.name) }},
-	{"type", func(s *scanner, e *rawEntry) error { return s.string(&e.typ) }},
-	{"size", func(s *scanner, e *rawEntry) error { return s.int(&e.size) }},
-	{"modtime", func(s *scanner, e *rawEntry) error { return s.string(&e.modTime) }},
-	{"linkName", func(s *scanner, e *rawEntry) error { return s.string(&e.linkName) }},
-	{"mode", func(s *scanner, e *rawEntry) error { return s.int(&e.mode) }},
-	{"uid", func(s *scanner, e *rawEntry) error { return s.int(&e.uid) }},
-	{"gid", func(s *scanner, e *rawEntry) error { return s.int(&e.gid) }},
-	{"offset", func(s *scanner, e *rawEntry) error { return s.int(&e.offset) }},
-	{"innerOffset", func(s *scanner, e *rawEntry) error { return s.int(&e.innerOffset) }},
-	{"devMajor", func(s *scanner, e *rawEntry) error { return s.int(&e.devMajor) }},
-	{"devMinor", func(s *scanner, e *rawEntry) error { return s.int(&e.devMinor) }},
-	{"xattrs", func(s *scanner, e *rawEntry) error { return s.xattrs(&e.xattrs) }},
-	{"digest", func(s *scanner, e *rawEntry) error { return s.string(&e.digest) }},
-	{"chunkOffset", func(s *scanner, e *rawEntry) error { return s.int(&e.chunkOffset) }},
-	{"chunkSize", func(s *scanner, e *rawEntry) error { return s.int(&e.chunkSize) }},
-	{"chunkDigest", func(s *scanner, e *rawEntry) error { return s.string(&e.chunkDigest) }},
-	{"chunkType", func(s *scanner, e *rawEntry) error { return s.string(&e.chunkType) }},
-	{fieldRawName, func(s *scanner, e *rawEntry) error { return s.base64(&e.rawName) }},
-	{fieldRawLinkName, func(s *scanner, e *rawEntry) error { return s.base64(&e.rawLinkName) }},
-	{fieldRawXattrs, func(s *scanner, e *rawEntry) error { return s.xattrs(&e.rawXattrs) }},
+// field is a field of an entry.
+type field int8
+
+const (
+	noField field = iota - 1
+	fieldName
+	fieldType
+	fieldSize
+	fieldModTime
+	fieldLinkName
+	fieldMode
+	fieldUID
+	fieldGID
+	fieldOffset
+	fieldInnerOffset
+	fieldDevMajor
+	fieldDevMinor
+	fieldXattrs
+	fieldDigest
+	fieldChunkOffset
+	fieldChunkSize
+	fieldChunkDigest
+	fieldChunkType
+	fieldRawName
+	fieldRawLinkName
+	fieldRawXattrs
+)
+
+// entryFields are the names of the fields.
+var entryFields = [...]string{
+	fieldName: "name", fieldType: "type", fieldSize: "size", fieldModTime: "modtime", fieldLinkName: "linkName",
+	fieldMode: "mode", fieldUID: "uid", fieldGID: "gid", fieldOffset: "offset", fieldInnerOffset: "innerOffset",
+	fieldDevMajor: "devMajor", fieldDevMinor: "devMinor", fieldXattrs: "xattrs", fieldDigest: "digest",
+	fieldChunkOffset: "chunkOffset", fieldChunkSize: "chunkSize", fieldChunkDigest: "chunkDigest",
+	fieldChunkType: "chunkType", fieldRawName: nameRawName, fieldRawLinkName: nameRawLinkName, fieldRawXattrs: nameRawXattrs,
 }
 
 var (
@@ -133,54 +141,137 @@ func (s *scanner) entries(add func(*rawEntry) error) error {
 	})
 }
 
+// entry reads an entry. It is a loop of its own, not object with a function for
+// each field, because most of what decoding costs is here.
 func (s *scanner) entry(e *rawEntry) error {
 	*e = rawEntry{xattrs: e.xattrs[:0], rawXattrs: e.rawXattrs[:0]}
 	if s.null() {
 		return errNullEntry
 	}
+	if !s.take('{') {
+		return s.unexpected("an object")
+	}
+	if s.take('}') {
+		return nil
+	}
 	var seen uint32
-	last := -1
-	return s.object(func(key []byte) (err error) {
-		f := findField(key, last+1)
-		switch {
-		case f < 0:
-			return s.skip(0)
-		case seen&(1<<f) != 0:
-			err = errTwice
-		default:
-			err = entryFields[f].read(s, e)
+	for {
+		key, err := s.text()
+		if err != nil {
+			return err
+		}
+		if !s.take(':') {
+			return s.unexpected("a colon")
+		}
+		if f := findField(key); f == noField {
+			err = s.skip(0)
+		} else {
+			if err = errTwice; seen&(1<<f) == 0 {
+				err = s.field(e, f)
+			}
+			if err != nil {
+				err = fmt.Errorf("field %q %w", key, err)
+			}
+			seen |= 1 << f
 		}
 		if err != nil {
-			return fmt.Errorf("field %q %w", key, err)
+			return err
 		}
-		seen |= 1 << f
-		last = f
-		return nil
-	})
+		if !s.take(',') {
+			break
+		}
+	}
+	if !s.take('}') {
+		return s.unexpected("the end of an object")
+	}
+	return nil
 }
 
-// findField returns which of entryFields key is, or -1; guess is where to
-// look first. Like encoding/json it ignores case where nothing matches
-// exactly.
-func findField(key []byte, guess int) int {
-	for i := range entryFields {
-		f := i + guess
-		if f >= len(entryFields) {
-			f -= len(entryFields)
-		}
-		if string(key) == entryFields[f].name {
-			return f
+// field reads the value of f.
+func (s *scanner) field(e *rawEntry, f field) error {
+	switch f {
+	case fieldName:
+		return s.string(&e.name)
+	case fieldType:
+		return s.string(&e.typ)
+	case fieldSize:
+		return s.int(&e.size)
+	case fieldModTime:
+		return s.string(&e.modTime)
+	case fieldLinkName:
+		return s.string(&e.linkName)
+	case fieldMode:
+		return s.int(&e.mode)
+	case fieldUID:
+		return s.int(&e.uid)
+	case fieldGID:
+		return s.int(&e.gid)
+	case fieldOffset:
+		return s.int(&e.offset)
+	case fieldInnerOffset:
+		return s.int(&e.innerOffset)
+	case fieldDevMajor:
+		return s.int(&e.devMajor)
+	case fieldDevMinor:
+		return s.int(&e.devMinor)
+	case fieldXattrs:
+		return s.xattrs(&e.xattrs)
+	case fieldDigest:
+		return s.string(&e.digest)
+	case fieldChunkOffset:
+		return s.int(&e.chunkOffset)
+	case fieldChunkSize:
+		return s.int(&e.chunkSize)
+	case fieldChunkDigest:
+		return s.string(&e.chunkDigest)
+	case fieldChunkType:
+		return s.string(&e.chunkType)
+	case fieldRawName:
+		return s.base64(&e.rawName)
+	case fieldRawLinkName:
+		return s.base64(&e.rawLinkName)
+	}
+	return s.xattrs(&e.rawXattrs)
+}
+
+// findField returns which field key is. Like encoding/json it ignores case
+// where nothing matches exactly.
+func findField(key []byte) field {
+	switch string(key) { // the frequent ones
+	case "name":
+		return fieldName
+	case "type":
+		return fieldType
+	case "size":
+		return fieldSize
+	case "modtime":
+		return fieldModTime
+	case "mode":
+		return fieldMode
+	case "offset":
+		return fieldOffset
+	case "digest":
+		return fieldDigest
+	case "chunkDigest":
+		return fieldChunkDigest
+	case "linkName":
+		return fieldLinkName
+	case "NumLink", "userName", "groupName":
+		return noField
+	}
+	for f := range entryFields {
+		if string(key) == entryFields[f] {
+			return field(f)
 		}
 	}
 	ascii := plainPrefix(key) == len(key)
-	for f := range entryFields {
-		name := entryFields[f].name
+	for f, name := range entryFields {
 		// Only what is not ASCII folds to something of another length.
 		if (!ascii || len(key) == len(name)) && strings.EqualFold(string(key), name) {
-			return f
+			return field(f)
 		}
 	}
-	return -1
+	return noField
 }
 
 // xattrs reads an object whose values are base64. Whether a name comes twice

@@ -7,6 +7,7 @@
 package gunzip
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -111,6 +112,31 @@ func (r *Reader) Next() ([]byte, error) {
 		return r.out[start:r.w], nil
 	}
 	return nil, r.err
+}
+
+// Slack is how much longer than the content Unpack wants its buffer, in bytes.
+const Slack = outSlack + 1
+
+// Unpack decompresses the one member at the start of src into dst and returns
+// how many bytes that made. What comes behind the member does not matter. A
+// member that is empty, or does not fit into all of dst but Slack bytes is an ErrCorrupt; other
+// errors are those of Next.
+func (r *Reader) Unpack(dst, src []byte) (n int, err error) {
+	r.Reset(bytes.NewReader(src))
+	own := r.out
+	r.out = dst
+	defer func() { r.src, r.out, r.err = nil, own, io.EOF }()
+	err = r.advance()
+	switch {
+	case r.overran():
+		return 0, r.ended
+	case err != nil:
+		return 0, err
+	case r.state != inTrailer:
+		return 0, ErrCorrupt // it is too long
+	}
+	r.sum()
+	return r.w, r.trailer()
 }
 
 // slide makes room in out.

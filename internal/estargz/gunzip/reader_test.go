@@ -80,10 +80,14 @@ func TestContents(t *testing.T) {
 	for name, content := range contents(t) {
 		for _, level := range []int{stdgzip.HuffmanOnly, 0, 1, 6, 9} {
 			packed := pack(t, content, level)
-			for how, src := range map[string]io.Reader{
-				"whole": bytes.NewReader(packed), "bytes": iotest.OneByteReader(bytes.NewReader(packed)),
-				"halves": iotest.HalfReader(bytes.NewReader(packed)), "with its end": iotest.DataErrReader(bytes.NewReader(packed)),
-			} {
+			ways := map[string]io.Reader{
+				"whole": bytes.NewReader(packed), "halves": iotest.HalfReader(bytes.NewReader(packed)),
+				"with its end": iotest.DataErrReader(bytes.NewReader(packed)),
+			}
+			if len(packed) < 100_000 {
+				ways["bytes"] = iotest.OneByteReader(bytes.NewReader(packed))
+			}
+			for how, src := range ways {
 				got, err := all(r, src)
 				if err != nil || !bytes.Equal(got, content) {
 					t.Errorf("%s, level %d, %s: %d bytes of %d, %v", name, level, how, len(got), len(content), err)
@@ -147,6 +151,38 @@ func TestSourceFails(t *testing.T) {
 	_, err := all(&Reader{}, io.MultiReader(bytes.NewReader(packed[:100_000]), iotest.ErrReader(broken)))
 	if !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestUnpack decompresses from memory to memory, into buffers that are large
+// enough and such as are not.
+func TestUnpack(t *testing.T) {
+	r := &Reader{}
+	for name, content := range contents(t) {
+		for _, level := range []int{0, 1, 9} {
+			packed := pack(t, content, level)
+			dst := make([]byte, len(content)+Slack)
+			n, err := r.Unpack(dst, append(packed, "more"...))
+			if len(content) == 0 {
+				if err == nil {
+					t.Error("an empty member was unpacked")
+				}
+				continue
+			}
+			if err != nil || !bytes.Equal(dst[:n], content) {
+				t.Errorf("%s, level %d: %d bytes of %d, %v", name, level, n, len(content), err)
+			}
+			if _, err := r.Unpack(dst[:len(content)/2+Slack-1], packed); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s, level %d: into too little room: %v", name, level, err)
+			}
+			if _, err := r.Unpack(dst, packed[:len(packed)-5]); err != io.ErrUnexpectedEOF {
+				t.Errorf("%s, level %d: cut: %v", name, level, err)
+			}
+			packed[len(packed)-8] ^= 1
+			if _, err := r.Unpack(dst, packed); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s, level %d: with a wrong sum: %v", name, level, err)
+			}
+		}
 	}
 }
 
