@@ -19,7 +19,11 @@ type located struct {
 type names map[string]located
 
 func newNames(tocs []*estargz.TOC) names {
-	n := make(names)
+	entries := 0
+	for _, toc := range tocs {
+		entries += len(toc.Entries)
+	}
+	n := make(names, entries)
 	for i, toc := range tocs {
 		for j := range toc.Entries {
 			n[toc.Entries[j].Name] = located{i, &toc.Entries[j]}
