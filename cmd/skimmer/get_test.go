@@ -323,7 +323,7 @@ func TestGetIsInterrupted(t *testing.T) {
 	t.Cleanup(func() { close(hang) })
 	srv.set(content, `"v1"`, 500_000, func() {
 		// The user interrupts when some of it has arrived.
-		testkit.Eventually(t, 10*time.Second, "bytes are on disk", func() error {
+		testkit.Eventually(t, time.Minute, "bytes are on disk", func() error {
 			if st, err := os.Stat(filepath.Join(dir, "file.part")); err != nil || st.Size() == 0 {
 				return errors.New("not yet")
 			}

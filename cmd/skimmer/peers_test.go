@@ -111,12 +111,12 @@ func TestSwarmCommands(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	addr, dead := ln.Addr().String(), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	addr, dead := ln.Addr().String(), fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))
 	runPeer(t, func(c *peer.SwarmConfig) { c.Scheduler, c.Seed, c.Hostname = sched, true, "seed-host" })
 	p, socket := runPeer(t, func(c *peer.SwarmConfig) { c.Schedulers, c.Hostname, c.Slots = []string{addr, dead}, "node-host", 7 })
 
 	var out string
-	testkit.Eventually(t, 20*time.Second, "both have joined", func() error {
+	testkit.Eventually(t, time.Minute, "both have joined", func() error {
 		if out, _, err = ask(t, socket, "peers"); err == nil && (!strings.Contains(out, "node-host") || !strings.Contains(out, "seed-host")) {
 			err = fmt.Errorf("printed\n%s", out)
 		}
@@ -138,9 +138,10 @@ func TestSwarmCommands(t *testing.T) {
 		t.Fatalf("%v, said %s", err, errs)
 	}
 	var all []blobReport
-	testkit.Eventually(t, 20*time.Second, "the scheduler knows who has the blob", func() error {
+	testkit.Eventually(t, time.Minute, "the scheduler knows who has the blob", func() error {
 		all = asJSON[[]blobReport](t, socket, "blob", "ls")
-		if len(all) != 1 || all[0].Swarm == nil || all[0].Swarm.Complete+all[0].Swarm.Partial == 0 || all[0].Swarm.Scheduler != addr {
+		if len(all) != 1 || all[0].Swarm == nil || all[0].Swarm.Complete+all[0].Swarm.Partial == 0 ||
+			all[0].Swarm.Leased > 0 || all[0].Swarm.Wants > 0 || all[0].Swarm.Scheduler != addr {
 			return fmt.Errorf("blobs are %+v", all)
 		}
 		return nil
@@ -169,7 +170,7 @@ func TestSwarmCommands(t *testing.T) {
 	testMetrics(t, p, sched)
 
 	closeScheduler(t.Context(), sched)
-	testkit.Eventually(t, 20*time.Second, "no scheduler answers", func() error {
+	testkit.Eventually(t, time.Minute, "no scheduler answers", func() error {
 		out, errs, err = ask(t, socket, "blob", "stat", id)
 		if err != nil || strings.Contains(out, "nodes") || !strings.Contains(errs, "no scheduler is up") || strings.Count(errs, "\n") != 1 {
 			return fmt.Errorf("%w, printed\n%s%s", err, out, errs)

@@ -148,7 +148,7 @@ func TestProfileRemoveCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testkit.Eventually(t, 20*time.Second, "the scheduler has what was imported", func() error {
+	testkit.Eventually(t, time.Minute, "the scheduler has what was imported", func() error {
 		if s := sched.Stats(); s.Profiles != 2 {
 			return fmt.Errorf("it has %d profiles", s.Profiles)
 		}

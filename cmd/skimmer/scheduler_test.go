@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"skimmer/internal/blob"
 	"skimmer/internal/schedule"
 	"skimmer/internal/scheduler/remote"
+	"skimmer/internal/testkit"
 )
 
 // hears is a scheduler's handler that passes on what it is told.
@@ -25,21 +25,10 @@ func (h hears) Act(schedule.Action) {}
 func (h hears) Up()                 { h.ups <- nil }
 func (h hears) Down(err error)      { h.downs <- err }
 
-// freePort returns a port nobody listens on at this moment.
-func freePort(t *testing.T) int {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
-}
-
 // TestScheduler runs the command as a person does, with a peer that joins, and
 // ends it with Ctrl-C.
 func TestScheduler(t *testing.T) {
-	port, metricsPort, healthPort := freePort(t), freePort(t), freePort(t)
+	port, metricsPort, healthPort := testkit.FreePort(t), testkit.FreePort(t), testkit.FreePort(t)
 	file := filepath.Join(t.TempDir(), "scheduler.yaml")
 	text := fmt.Sprintf(`
 server: {ip: 127.0.0.1, port: %d}
@@ -74,7 +63,7 @@ limits: {peers: 10}
 			return err
 		case err := <-ended:
 			t.Fatalf("command ended with %v", err)
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("nothing happens")
 		}
 		return nil
@@ -107,7 +96,7 @@ limits: {peers: 10}
 			if c == h.downs && (!errors.Is(err, blob.Unavailable) || !strings.Contains(err.Error(), "stops")) {
 				t.Errorf("peer was told %v, want that the scheduler stops", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("%s hears nothing", what)
 		}
 	}

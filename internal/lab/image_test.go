@@ -258,6 +258,7 @@ func TestRunLetsGo(t *testing.T) {
 		}
 		return
 	}
+	detachCopies(t)
 	img := buildBusybox(t)
 	mkfs, err := exec.LookPath("mkfs.erofs")
 	must(t, err) // erofs-utils; the kernel has what it makes
@@ -272,6 +273,20 @@ func TestRunLetsGo(t *testing.T) {
 		if err := errors.Join(err, unix.Unmount(dir, 0), unix.Unmount(below, 0)); err != nil {
 			_ = unix.Unmount(below, unix.MNT_DETACH)
 			t.Fatalf("round %d: %v", i, err)
+		}
+	}
+}
+
+// detachCopies detaches, in this namespace, what was mounted by other tests when it
+// was made: a copy keeps in use what they are about to take away.
+func detachCopies(t *testing.T) {
+	t.Helper()
+	p, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for _, line := range slices.Backward(strings.Split(string(p), "\n")) {
+		// They may be below one that was detached already.
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], os.TempDir()+"/") {
+			_ = unix.Unmount(f[4], unix.MNT_DETACH)
 		}
 	}
 }

@@ -95,7 +95,7 @@ func TestFileIsHandedOut(t *testing.T) {
 	if _, err := h.l.files[0].WriteAt([]byte("x"), 0); err == nil {
 		t.Error("a descriptor can be written to")
 	}
-	testkit.Eventually(t, 10*time.Second, "the file is removed", func() error { return p.store.Remove(ref.Digest) })
+	testkit.Eventually(t, time.Minute, "the file is removed", func() error { return p.store.Remove(ref.Digest) })
 	if got, err := copied(t, f); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("after it was removed: %d bytes, %v", len(got), err)
 	}

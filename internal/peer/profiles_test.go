@@ -67,7 +67,7 @@ func TestProfilesInTheCluster(t *testing.T) {
 			c.Starts.Profiles = true
 			c.Swarm = &SwarmConfig{Listen: "127.0.0.1:0", Schedulers: []string{addr}}
 		})
-		testkit.Eventually(t, 20*time.Second, "the node has joined", func() error {
+		testkit.Eventually(t, time.Minute, "the node has joined", func() error {
 			all, err := c.SwarmPeers(t.Context())
 			if err == nil && !slices.ContainsFunc(all.Peers, func(other SwarmPeer) bool { return other.ID == p.member.id }) {
 				err = fmt.Errorf("peers are %+v", all.Peers)
@@ -90,7 +90,7 @@ func TestProfilesInTheCluster(t *testing.T) {
 	if err := a.Put(t.Context(), want); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, 20*time.Second, "the other node finds it", func() error {
+	testkit.Eventually(t, time.Minute, "the other node finds it", func() error {
 		got, err := pb.member.swarm.Profiles().Lookup(t.Context(), want.Manifest)
 		if err == nil && digest.FromBytes(got) != digest.FromBytes(encoded) {
 			t.Fatal("it is another profile")
@@ -127,7 +127,7 @@ func TestProfilesInTheCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop()
-	testkit.Eventually(t, 20*time.Second, "the scheduler is gone", func() error {
+	testkit.Eventually(t, time.Minute, "the scheduler is gone", func() error {
 		if err := a.RemoveFromCluster(t.Context(), digest.FromString("other")); !errors.Is(err, blob.Unavailable) {
 			return fmt.Errorf("error %v, want Unavailable", err)
 		}

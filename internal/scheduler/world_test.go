@@ -12,10 +12,11 @@ import (
 	"skimmer/internal/schedule"
 	"skimmer/internal/scheduler"
 	"skimmer/internal/scheduler/remote"
+	"skimmer/internal/testkit"
 )
 
 // patience is how long a test waits for what must happen before it fails.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var (
 	blobA = "sha256:" + strings.Repeat("a", 64)
@@ -71,8 +72,12 @@ type world struct {
 	served  chan error
 }
 
+// leaseLife is long enough that no lease expires because the machine is busy.
+const leaseLife = time.Minute
+
 func newWorld(t testing.TB, cfg scheduler.Config) *world {
 	w := &world{t: t}
+	cfg.Schedule.LeaseLife = leaseLife
 	w.start(cfg, "127.0.0.1:0")
 	t.Cleanup(w.stop)
 	return w
@@ -80,10 +85,12 @@ func newWorld(t testing.TB, cfg scheduler.Config) *world {
 
 func (w *world) start(cfg scheduler.Config, addr string) {
 	w.t.Helper()
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	var ln net.Listener
+	// One that begins anew may find that somebody got its port meanwhile, for a while.
+	testkit.Eventually(w.t, patience, "listen", func() (err error) {
+		ln, err = net.Listen("tcp", addr)
+		return err
+	})
 	s, served := scheduler.New(cfg), make(chan error, 1)
 	w.service, w.addr, w.served = s, ln.Addr().String(), served
 	go func() { served <- s.Serve(ln) }()

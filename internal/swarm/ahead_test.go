@@ -21,11 +21,12 @@ func TestSteadyReader(t *testing.T) {
 	for name, has := range map[string]bool{"a neighbour has it": true, "nobody has it": false} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			_, nodes := w.cluster(2, options{})
+			s, nodes := w.cluster(2, options{})
 			content := blobtest.Bytes(30, size)
 			ref := w.origin.add(content)
 			if has {
 				nodes[0].mustStream(ref, content)
+				s.waitFor(1, ref)
 			}
 			n := nodes[1]
 			b, err := n.swarm.Open(t.Context(), ref)
@@ -57,11 +58,12 @@ func TestSteadyReader(t *testing.T) {
 // TestUnsteadyReader reads here and there: nothing is fetched that is not read.
 func TestUnsteadyReader(t *testing.T) {
 	w := newWorld(t)
-	_, nodes := w.cluster(2, options{})
+	s, nodes := w.cluster(2, options{})
 	const size, step = 8 << 20, 64 << 10
 	content := blobtest.Bytes(31, size)
 	ref := w.origin.add(content)
 	nodes[0].mustStream(ref, content)
+	s.waitFor(1, ref)
 	n := nodes[1]
 	b, err := n.swarm.Open(t.Context(), ref)
 	if err != nil {

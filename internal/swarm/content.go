@@ -334,6 +334,7 @@ func (c *content) expects(p int) bool {
 func (c *content) reject(runs []schedule.Run) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.flush() // nobody judges what the scheduler does not know it has
 	c.forget(runs)
 	c.send(schedule.Reject{Blob: c.name(), Runs: runs})
 }

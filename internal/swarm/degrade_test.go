@@ -35,7 +35,7 @@ func (l *lines) count(text string) int {
 // eventually waits for something that other goroutines bring about.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !f() {
@@ -84,7 +84,7 @@ func TestWithoutScheduler(t *testing.T) {
 // comes back.
 func TestSchedulerRestartsMidway(t *testing.T) {
 	w := newWorld(t)
-	s, nodes := w.cluster(6, options{})
+	s, nodes := w.cluster(6, options{patience: time.Minute})
 	content := blobtest.Bytes(2, 24<<20)
 	ref := w.origin.add(content)
 	var wg sync.WaitGroup
@@ -269,12 +269,17 @@ func TestOriginFails(t *testing.T) {
 // origin's reader reported: everybody forgets them, and they are read anew.
 func TestReject(t *testing.T) {
 	w := newWorld(t)
-	_, nodes := w.cluster(3, options{})
+	w.lease = 2 * time.Second // that of who rejected, and may not want it again, is waited for
+	s, nodes := w.cluster(3, options{})
 	content := blobtest.Bytes(8, 2<<20) // of which they read one half: a whole blob has proved right
 	ref := w.origin.add(content)
 	for _, n := range nodes {
 		n.mustRead(ref, content, blob.Range{Len: 1 << 20})
 	}
+	// Who rejects tells what it has by itself.
+	eventually(t, "the others have told what they have", func() bool {
+		return s.holders(ref) > 1 && !nodes[0].untold(ref) && !nodes[2].untold(ref)
+	})
 	before := w.origin.egress(ref)
 	b, err := nodes[1].swarm.Open(t.Context(), ref)
 	if err != nil {

@@ -124,10 +124,13 @@ func (w *world) listen() *listening {
 
 func (l *listening) start() {
 	l.w.t.Helper()
-	ln, err := net.Listen("tcp", l.addr)
-	if err != nil {
-		l.w.t.Fatal(err)
-	}
+	var ln net.Listener
+	// One that begins anew may find that somebody got its port meanwhile, for a while.
+	eventually(l.w.t, "the port can be had", func() bool {
+		var err error
+		ln, err = net.Listen("tcp", l.addr)
+		return err == nil
+	})
 	l.addr, l.service, l.served = ln.Addr().String(), scheduler.New(scheduler.Config{}), make(chan error, 1)
 	s, served := l.service, l.served
 	l.w.wg.Go(func() { served <- s.Serve(counted{ln, &l.accepted}) })
@@ -261,7 +264,9 @@ func TestProfilesAreRemoved(t *testing.T) {
 	}
 	mustLack()
 	l.kill()
-	eventually(t, "b notices", func() bool { return !slices.Contains(b.swarm.Links(), LinkStatus{l.addr, true}) })
+	for _, n := range []*node{a, b} {
+		eventually(t, "both notice", func() bool { return !slices.Contains(n.swarm.Links(), LinkStatus{l.addr, true}) })
+	}
 	mustLack()
 
 	later := recordedAt(t, 1, 20, time.Now().Add(time.Hour))

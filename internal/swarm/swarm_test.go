@@ -57,10 +57,11 @@ func TestConformsOverPeer(t *testing.T) {
 // alignment: not one byte more leaves the origin.
 func TestNeighbourServes(t *testing.T) {
 	w := newWorld(t)
-	_, nodes := w.cluster(2, options{})
+	s, nodes := w.cluster(2, options{})
 	content := blobtest.Bytes(1, 3<<20+777)
 	ref := w.origin.add(content)
 	nodes[0].mustRead(ref, content, blob.Range{Len: ref.Size})
+	s.waitFor(1, ref)
 	if got := w.origin.egress(ref); got > 1.001 {
 		t.Fatalf("%.3f of the blob left the origin at first", got)
 	}

@@ -30,11 +30,14 @@ type world struct {
 	origin *origin
 	wg     sync.WaitGroup
 	ctx    context.Context
+	// lease is how long a lease lives: long, as one that expires because the machine
+	// is busy has the origin read twice.
+	lease time.Duration
 }
 
 func newWorld(t testing.TB) *world {
 	ctx, cancel := context.WithCancel(t.Context())
-	w := &world{t: t, origin: &origin{left: map[string][]int32{}}, ctx: ctx}
+	w := &world{t: t, origin: &origin{left: map[string][]int32{}}, ctx: ctx, lease: time.Minute}
 	t.Cleanup(func() {
 		cancel()
 		w.wg.Wait()
@@ -155,7 +158,7 @@ func (w *world) service(name string) *service { return &service{w: w, name: name
 func (s *service) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	svc := scheduler.New(scheduler.Config{})
+	svc := scheduler.New(scheduler.Config{Schedule: schedule.Options{LeaseLife: s.w.lease}})
 	s.running = svc
 	s.w.t.Cleanup(func() { svc.Close(context.Background()) })
 	for _, m := range s.members {
@@ -214,6 +217,17 @@ func (s *service) holders(ref blob.Ref) int {
 	return st.Complete + st.Partial
 }
 
+// waitFor waits until the scheduler knows of n nodes that have all of a blob.
+func (s *service) waitFor(n int, ref blob.Ref) {
+	s.w.t.Helper()
+	eventually(s.w.t, "the scheduler knows who has the blob", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		st, _ := s.running.Blob(ref.Digest.String())
+		return st.Complete == n
+	})
+}
+
 func (s *service) leave(m *member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -243,6 +257,9 @@ type options struct {
 	seed  bool
 	slots int
 	dir   string
+	// patience is how long a node waits for a scheduler that went away; default: it
+	// goes on without, soon.
+	patience time.Duration
 	// uploads, where set, stands between what the node has and what it sends.
 	uploads func(blob.Source) blob.Source
 	log     io.Writer
@@ -257,6 +274,10 @@ func (w *world) node(name string, o options) *node {
 	if o.dir == "" {
 		o.dir = t.TempDir()
 	}
+	patience, bulk := 200*time.Millisecond, time.Second
+	if o.patience > 0 {
+		patience, bulk = o.patience, o.patience
+	}
 	n := &node{w: w, id: schedule.PeerID(name), seed: o.seed, slots: o.slots}
 	log := slog.New(slog.DiscardHandler)
 	if o.log != nil {
@@ -270,10 +291,10 @@ func (w *world) node(name string, o options) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.client = transfer.NewClient(transfer.ClientConfig{})
+	n.client = transfer.NewClient(transfer.ClientConfig{DialTimeout: time.Minute, StallTimeout: time.Minute})
 	n.swarm = New(Config{
 		Store: n.store, Origin: w.origin, Client: n.client, Seed: o.seed, Dir: o.dir + "/sums",
-		Patience: 200 * time.Millisecond, BulkPatience: time.Second, Logger: log,
+		Patience: patience, BulkPatience: bulk, Logger: log,
 	})
 	src := n.swarm.Uploads()
 	if o.uploads != nil {
@@ -327,6 +348,19 @@ func (w *world) cluster(n int, o options) (*service, []*node) {
 		nodes = append(nodes, node)
 	}
 	return s, nodes
+}
+
+// untold reports whether n has something of a blob that it has not told the
+// scheduler of yet.
+func (n *node) untold(ref blob.Ref) bool {
+	c := n.swarm.known(ref.Digest)
+	if c == nil {
+		return false
+	}
+	defer c.release()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.report.runs) > 0
 }
 
 func (n *node) read(ref blob.Ref, r blob.Range) ([]byte, error) {

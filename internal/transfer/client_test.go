@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,38 +11,56 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"skimmer/internal/blob"
 )
 
-// rawPeer answers every request with the bytes of answer and then, unless
-// hang, closes the connection.
-func rawPeer(t *testing.T, answer string, hang bool) string {
+// answerOnce reads a request from c and sends the bytes of answer.
+func answerOnce(c net.Conn, answer string) {
+	if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+		_, _ = io.WriteString(c, answer)
+	}
+}
+
+// rawPeer answers every request with the bytes of answer and then closes the
+// connection.
+func rawPeer(t *testing.T, answer string) string {
 	l := listen(t)
-	ctx := t.Context()
 	var wg sync.WaitGroup
 	t.Cleanup(func() { l.Close(); wg.Wait() })
-	one := func(c net.Conn) {
-		defer c.Close()
-		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
-			return
-		}
-		_, _ = io.WriteString(c, answer)
-		if hang {
-			<-ctx.Done()
-		}
-	}
 	wg.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			wg.Go(func() { one(c) })
+			wg.Go(func() {
+				defer c.Close()
+				answerOnce(c, answer)
+			})
 		}
 	})
 	return l.Addr().String()
+}
+
+// stuckPeer has c reach, whatever it dials, a peer that answers with the bytes of
+// answer and then sends nothing for ever. It is reached through pipes: time
+// can be that of a bubble.
+func stuckPeer(t *testing.T, c *Client, answer string) {
+	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait)
+	ctx := t.Context()
+	c.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+		here, there := net.Pipe()
+		wg.Go(func() {
+			defer there.Close()
+			answerOnce(there, answer)
+			<-ctx.Done()
+		})
+		return here, nil
+	}
 }
 
 // partial puts an answer together.
@@ -108,21 +127,29 @@ func quirks() map[string]quirk {
 
 func TestQuirks(t *testing.T) {
 	for name, q := range quirks() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			addr := rawPeer(t, q.answer, q.hang)
-			stall := time.Minute
-			if q.hang {
-				stall = 100 * time.Millisecond
-			}
-			b := open(t, connect(t, ClientConfig{StallTimeout: stall}), addr, someRef(100))
-			p, err := fetch(t.Context(), b, blob.Range{Len: 10})
+		check := func(t *testing.T, c *Client, addr string) {
+			p, err := fetch(t.Context(), open(t, c, addr, someRef(100)), blob.Range{Len: 10})
 			if q.want == nil && err != nil || q.want != nil && !errors.Is(err, q.want) {
 				t.Errorf("a peer that %s: %v, want %v", name, err, q.want)
 			}
 			if string(p) != q.bytes {
 				t.Errorf("a peer that %s: %q came, want %q", name, p, q.bytes)
 			}
+		}
+		t.Run(name, func(t *testing.T) {
+			if !q.hang {
+				check(t, connect(t, ClientConfig{StallTimeout: time.Minute}), rawPeer(t, q.answer))
+				return
+			}
+			synctest.Test(t, func(t *testing.T) {
+				c := connect(t, ClientConfig{StallTimeout: time.Minute})
+				stuckPeer(t, c, q.answer)
+				begun := time.Now()
+				check(t, c, "peer.test:1")
+				if took := time.Since(begun); took != time.Minute {
+					t.Errorf("a peer that %s was waited for for %v, want a minute", name, took)
+				}
+			})
 		})
 	}
 }

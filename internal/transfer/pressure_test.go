@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"skimmer/internal/blob"
 	"skimmer/internal/blob/blobtest"
 	"skimmer/internal/testkit"
@@ -57,7 +59,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\nRange: bytes=0-%d\r\n\r\n", blobPath(ref.Digest), ref.Size-1); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, 10*time.Second, "the upload is cut", func() error {
+	testkit.Eventually(t, 30*time.Second, "the upload is cut", func() error {
 		if st := s.Stats(); st.Requests != 1 || st.Failed != 1 || st.Uploads != 0 {
 			return fmt.Errorf("stats = %+v", st)
 		}
@@ -78,11 +80,11 @@ func TestClientThatDoesNotAsk(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := io.WriteString(c, text); err != nil {
+		if _, err := io.WriteString(c, text); err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 			t.Fatal(err)
 		}
-		// It ends, before the test does.
-		if p, err := io.ReadAll(c); err != nil && !errors.Is(err, net.ErrClosed) || len(p) > 200 {
+		// It ends, before the test does; with a reset if it did before the text was read.
+		if p, err := io.ReadAll(c); err != nil && !errors.Is(err, unix.ECONNRESET) || len(p) > 200 {
 			t.Errorf("after %q: %q, %v", text, p, err)
 		}
 	}

@@ -151,7 +151,7 @@ func TestRateIsRespected(t *testing.T) {
 // before.
 func idle(t *testing.T, s *Server) {
 	t.Helper()
-	testkit.Eventually(t, 5*time.Second, "slots are given back", func() error {
+	testkit.Eventually(t, 30*time.Second, "slots are given back", func() error {
 		if n := s.Stats().Uploads; n != 0 {
 			return fmt.Errorf("%d uploads under way", n)
 		}
@@ -207,7 +207,7 @@ func TestConnectionsHaveALimit(t *testing.T) {
 		}
 		defer c.Close()
 	}
-	testkit.Eventually(t, 5*time.Second, "connections are accepted", func() error {
+	testkit.Eventually(t, 30*time.Second, "connections are accepted", func() error {
 		if n := s.Stats().Conns; n != 2 {
 			return fmt.Errorf("%d connections", n)
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -155,6 +156,9 @@ func serve(t testing.TB, cfg ServerConfig) (*Server, string) {
 
 func connect(t testing.TB, cfg ClientConfig) *Client {
 	t.Helper()
+	if cfg.DialTimeout == 0 {
+		cfg.DialTimeout = time.Minute // handshakes take processor time, which a busy machine has not
+	}
 	c := NewClient(cfg)
 	t.Cleanup(c.Close)
 	return c

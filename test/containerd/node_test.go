@@ -31,8 +31,8 @@ import (
 
 // The limits of waiting, ten times what is usual on a slow machine.
 const (
-	stepLimit = 30 * time.Second // one step: a start, a stop, a line in a log
-	testLimit = 2 * time.Minute  // everything a test asks of containerd
+	stepLimit = 2 * time.Minute // one step: a start, a stop, a line in a log
+	testLimit = 5 * time.Minute // everything a test asks of containerd
 )
 
 // options say how a node differs from the usual one.
@@ -79,9 +79,9 @@ func newNode(t *testing.T, v version, opts options) *node {
 	}
 	n := &node{t: t, opts: opts, version: v, root: root, dataDir: filepath.Join(root, "data"), runDir: filepath.Join(root, "run")}
 	t.Cleanup(n.remove)
-	n.pprof = freePort(t)
+	n.pprof = testkit.FreePort(t)
 	if opts.mirror {
-		n.mirror = freePort(t)
+		n.mirror = testkit.FreePort(t)
 	}
 	n.configure()
 	n.startPeer()
@@ -368,16 +368,6 @@ func (p *process) ended() bool {
 	default:
 		return false
 	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // usage returns how many bytes on disk, and how many files, are below dir, on

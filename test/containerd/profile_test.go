@@ -32,7 +32,7 @@ type clusterScheduler struct {
 // startScheduler runs a scheduler until the test ends.
 func startScheduler(t *testing.T) *clusterScheduler {
 	t.Helper()
-	s := &clusterScheduler{t: t, port: freePort(t), metrics: freePort(t)}
+	s := &clusterScheduler{t: t, port: testkit.FreePort(t), metrics: testkit.FreePort(t)}
 	dir := t.TempDir()
 	config, log := filepath.Join(dir, "scheduler.yaml"), filepath.Join(dir, "scheduler.log")
 	text := fmt.Sprintf("server: {ip: 127.0.0.1, port: %d}\nmetrics: {server: {ip: 127.0.0.1, port: %d}}\nhealth: {server: {port: 0}}\n", s.port, s.metrics)
@@ -82,7 +82,7 @@ func (s *clusterScheduler) expect(gauge string, want int) {
 // is fetched is asked for: there is nothing in the background.
 func (s *clusterScheduler) member(name string) string {
 	return fmt.Sprintf("lazy: {background: false}\nscheduler: {addresses: [\"127.0.0.1:%d\"]}\nupload: {server: {ip: 127.0.0.1, port: %d}}\nhost: {hostname: %s}",
-		s.port, freePort(s.t), name)
+		s.port, testkit.FreePort(s.t), name)
 }
 
 // skimmer runs a command against the node's peer and returns what it prints.

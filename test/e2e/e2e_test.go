@@ -70,7 +70,7 @@ func newNode(t *testing.T) *node {
 // after its last mount, and until then writes what it keeps.
 func (n *node) awaitEnd() {
 	// context.Background: this is a cleanup, and the test's context has ended.
-	err := testkit.Poll(context.Background(), 30*time.Second, func() error {
+	err := testkit.Poll(context.Background(), 2*time.Minute, func() error {
 		dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
 		for _, dir := range dirs {
 			cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))

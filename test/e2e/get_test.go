@@ -45,7 +45,7 @@ func (n *node) runPeer() (log string) {
 		}
 		out.Close()
 	})
-	testkit.Eventually(n.t, 20*time.Second, "the peer answers", func() error {
+	testkit.Eventually(n.t, time.Minute, "the peer answers", func() error {
 		_, err := n.try("status", "--socket", n.socket)
 		return err
 	})
@@ -136,7 +136,7 @@ func TestGetInterrupted(t *testing.T) {
 		hanging.Store(true)
 		release := make(chan struct{})
 		url, sent := fileServer(t, content, func(w http.ResponseWriter) http.ResponseWriter {
-			return &hanger{w, 5 << 20, &hanging, release}
+			return &hanger{w, 0, 5 << 20, &hanging, release}
 		})
 		t.Cleanup(func() { close(release) }) // before the server is closed, which waits
 		n, how := newNode(t), "--no-peer"
@@ -145,25 +145,32 @@ func TestGetInterrupted(t *testing.T) {
 			how = "--socket=" + n.socket
 		}
 		file := filepath.Join(t.TempDir(), "file")
-		var stderr bytes.Buffer
+		said := filepath.Join(t.TempDir(), "said")
+		stderr, err := os.Create(said)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stderr.Close()
 		// context.Background: the signal ends it.
 		cmd := exec.CommandContext(context.Background(), binary, "get", how, "-o", file, url)
-		cmd.Stdout, cmd.Stderr = io.Discard, &stderr
+		cmd.Stdout, cmd.Stderr = io.Discard, stderr
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, 20*time.Second, "some of it has arrived", func() error {
+		testkit.Eventually(t, time.Minute, "some of it has arrived", func() error {
 			if st, err := os.Stat(file + ".part"); err != nil || st.Size() < 1<<20 {
-				return fmt.Errorf("not yet: %w", err)
+				log, _ := os.ReadFile(said) // nothing, if it cannot be read
+				return fmt.Errorf("not yet (alone %v, %d bytes were sent): %w; it said %q", alone, sent.Load(), err, log)
 			}
 			return nil
 		})
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}
-		err := cmd.Wait()
-		if cmd.ProcessState.ExitCode() != 130 || !strings.Contains(stderr.String(), "the same command continues it") {
-			t.Errorf("alone %v: %v, said %q", alone, err, stderr.String())
+		err = cmd.Wait()
+		log, readErr := os.ReadFile(said)
+		if cmd.ProcessState.ExitCode() != 130 || readErr != nil || !strings.Contains(string(log), "the same command continues it") {
+			t.Errorf("alone %v: %v, %v, said %q", alone, err, readErr, log)
 		}
 		hanging.Store(false)
 		before := sent.Load()
@@ -177,16 +184,21 @@ func TestGetInterrupted(t *testing.T) {
 	}
 }
 
-// hanger stops after so many bytes while hanging.
+// hanger stops before it sends what is behind an offset of the content while
+// hanging, whether that is asked for whole or in parts.
 type hanger struct {
 	http.ResponseWriter
-	left    int
-	hanging *atomic.Bool
-	release chan struct{}
+	off, end int64
+	hanging  *atomic.Bool
+	release  chan struct{}
 }
 
 func (h *hanger) Write(p []byte) (int, error) {
-	if h.left -= len(p); h.left < 0 && h.hanging.Load() {
+	if h.off == 0 {
+		// "bytes FIRST-LAST/SIZE", or nothing, which leaves 0.
+		_, _ = fmt.Sscanf(h.Header().Get("Content-Range"), "bytes %d-", &h.off)
+	}
+	if h.off += int64(len(p)); h.off > h.end && h.hanging.Load() {
 		h.ResponseWriter.(http.Flusher).Flush()
 		<-h.release
 	}

@@ -66,7 +66,7 @@ http { access_log off; sendfile on; keepalive_requests 1000000000; client_body_t
 		fmt.Sprintf("http://127.0.0.1:%d/v2/bench/ranges/blobs/%s", mirror, d),
 	}
 	for _, url := range urls {
-		testkit.Eventually(b, 20*time.Second, "get all of "+url, func() error { return ask(http.DefaultClient, r.URL(), url, 0, rangesOf) })
+		testkit.Eventually(b, time.Minute, "get all of "+url, func() error { return ask(http.DefaultClient, r.URL(), url, 0, rangesOf) })
 	}
 	var took [2]time.Duration
 	var each [2][]time.Duration

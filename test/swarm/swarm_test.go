@@ -31,7 +31,7 @@ const (
 	// once: requests end and begin somewhere.
 	once = 1.02
 	// patience is how long anything may take, far more than it does.
-	patience = 60 * time.Second
+	patience = 2 * time.Minute
 	// port is where the origin listens.
 	port = 5000
 )

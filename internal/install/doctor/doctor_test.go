@@ -191,7 +191,7 @@ func TestContainerd(t *testing.T) {
 	testkit.NeedMount(t)
 	dir := t.TempDir()
 	socket, dead := filepath.Join(dir, "s.sock"), filepath.Join(dir, "d.sock")
-	o := Options{Containerd: filepath.Join(dir, "none.sock"), Socket: socket, Names: []string{"stargz", "skimmer"}, Timeout: 10 * time.Second}
+	o := Options{Containerd: filepath.Join(dir, "none.sock"), Socket: socket, Names: []string{"stargz", "skimmer"}, Timeout: time.Minute}
 	none := Options{}
 	for _, c := range slices.Concat(none.containerd(t.Context()), none.cri(t.Context())) {
 		expect(t, c, Skip)

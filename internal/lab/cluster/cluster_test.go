@@ -344,7 +344,7 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // it was killed
-	for range 200 {
+	for range 3000 {
 		if child.Signal(syscall.Signal(0)) != nil || zombie(pid) {
 			return
 		}

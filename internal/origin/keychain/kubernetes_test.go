@@ -94,7 +94,7 @@ func run(t *testing.T, kubeconfig string) *running {
 // becomes waits until the repository's credential has the user; empty is none.
 func (r *running) becomes(repository, user string) {
 	r.t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		c, err := r.Credential(r.t.Context(), repository)
 		if err != nil {

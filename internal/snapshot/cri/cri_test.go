@@ -404,7 +404,7 @@ func TestBackendRestarts(t *testing.T) {
 	away(err)
 	comesBack := func() {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		for {
 			_, err := w.pull(ctx, "fine", nil)
