@@ -22,7 +22,7 @@ import (
 
 // stepLimit is how long a start or a stop may take, ten times what is usual on
 // a slow machine.
-const stepLimit = 30 * time.Second
+const stepLimit = 2 * time.Minute
 
 // node is one machine: a peer, and a dockerd that shares nothing with another
 // one. All fields are constant after newNode.
@@ -45,7 +45,7 @@ func newNode(t *testing.T, config string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, root: root, port: freePort(t)}
+	n := &node{t: t, root: root, port: testkit.FreePort(t)}
 	t.Cleanup(n.remove)
 	config = fmt.Sprintf(`dataDir: %s
 runDir: %s
@@ -241,14 +241,4 @@ func (n *node) eventually(what string, p *process, check func() error) {
 		}
 		return check()
 	})
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
