@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"skimmer/internal/config"
+	"skimmer/internal/estargz"
 	"skimmer/internal/lab"
 	"skimmer/internal/lab/coldstart"
 )
@@ -37,6 +39,7 @@ type coldstartFlags struct {
 	page, chart                   string // files
 	baseline, skimmer, containerd string
 	packageCache, registryDir     string
+	chunkSize                     config.Bytes
 }
 
 func newBenchColdstartCommand(a *app) *cobra.Command {
@@ -104,6 +107,7 @@ which Ctrl-C makes it do early.`,
 	fl.StringVar(&f.containerd, "containerd", "", "containerd to start; its folder's shim is used too (default: the one in PATH)")
 	fl.StringVar(&f.packageCache, "package-cache", "", "directory that keeps packages and built images (default: skimmer/packages in the user's cache directory)")
 	fl.StringVar(&f.registryDir, "registry-dir", "", "directory that keeps converted images for the next time; empty it when the converter has changed")
+	fl.TextVar(&f.chunkSize, "chunk-size", config.Bytes(estargz.DefaultChunkSize), "convert images with chunks of `SIZE`, see skimmer image convert --help; stock converters take 4MiB")
 	_ = cmd.MarkFlagFilename("html", "html")
 	_ = cmd.MarkFlagFilename("svg", "svg")
 	_ = cmd.MarkFlagFilename("baseline")
@@ -118,7 +122,10 @@ which Ctrl-C makes it do early.`,
 func (f coldstartFlags) config() (coldstart.Config, error) {
 	cfg := coldstart.Config{
 		Imports: f.imports, Whole: f.whole, AtOnce: f.atOnce, Runs: f.runs, FirstNode: coldstart.FirstNode(f.firstNode),
-		PackageCache: f.packageCache, RegistryDir: f.registryDir,
+		PackageCache: f.packageCache, RegistryDir: f.registryDir, ChunkSize: int64(f.chunkSize),
+	}
+	if f.chunkSize < 1 || f.chunkSize > estargz.MaxBuildChunkSize {
+		return cfg, fmt.Errorf("read --chunk-size: %v: must be between 1 and %v", f.chunkSize, config.Bytes(estargz.MaxBuildChunkSize))
 	}
 	for name := range strings.SplitSeq(f.images, ",") {
 		spec, ok := lab.SpecNamed(strings.TrimSpace(name))
@@ -190,7 +197,7 @@ func commandLine(cmd *cobra.Command) string {
 	if cmd.Flags().Changed("baseline") {
 		words = append(words, "--baseline bin/stargz-snapshotter")
 	}
-	for _, name := range []string{"images", "imports", "read-through", "at-once", "runs", "shapes", "peer-shape", "first-node", "modes"} {
+	for _, name := range []string{"images", "chunk-size", "imports", "read-through", "at-once", "runs", "shapes", "peer-shape", "first-node", "modes"} {
 		if f := cmd.Flags().Lookup(name); f.Changed {
 			words = append(words, "--"+name+"="+f.Value.String())
 		}
@@ -212,7 +219,7 @@ func (a *app) benchColdstart(ctx context.Context, f coldstartFlags, command stri
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(cfg.Dir)) }()
 	steps := newStepPrinter(a.stderr)
-	cfg.Publish = demoPublisher{cfg.Dir}.Publish
+	cfg.Publish = demoPublisher{tempDir: cfg.Dir, chunkSize: int(cfg.ChunkSize)}.Publish
 	cfg.Report, cfg.Logger, cfg.Command = steps.report, a.logger(), command
 	r, err := coldstart.Run(ctx, cfg)
 	steps.end()

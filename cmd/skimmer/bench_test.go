@@ -15,7 +15,7 @@ func TestBenchColdstartFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Any program that exists will do where none is started.
-	good := coldstartFlags{images: "python, busybox", shapes: "5ms/200Mbit,none", runs: 2, containerd: this, peerShape: "500us/1Gbit", firstNode: "started", whole: true}
+	good := coldstartFlags{images: "python, busybox", shapes: "5ms/200Mbit,none", runs: 2, containerd: this, peerShape: "500us/1Gbit", firstNode: "started", whole: true, chunkSize: 1 << 20}
 	cfg, err := good.config()
 	if err != nil {
 		t.Fatal(err)
@@ -35,6 +35,7 @@ func TestBenchColdstartFlags(t *testing.T) {
 	}
 	for flag, spoil := range map[string]func(*coldstartFlags){
 		"--images":     func(f *coldstartFlags) { f.images = "cobol" },
+		"--chunk-size": func(f *coldstartFlags) { f.chunkSize = 0 },
 		"shape":        func(f *coldstartFlags) { f.shapes = "5ms" },
 		"modes":        func(f *coldstartFlags) { f.modes = "nydus" },
 		"--peer-shape": func(f *coldstartFlags) { f.peerShape = "fast" },

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"skimmer/internal/estargz"
 	"skimmer/internal/image/convert"
 	"skimmer/internal/lab"
 	"skimmer/internal/peer"
@@ -93,7 +94,7 @@ func (a *app) demo(ctx context.Context, f demoFlags) (err error) {
 		Spec:         spec,
 		PackageCache: f.packageCache,
 		Shape:        lab.Shape{Latency: f.latency, Rate: f.rate << 20},
-		Publisher:    demoPublisher{dir},
+		Publisher:    demoPublisher{tempDir: dir},
 		Mounter:      node,
 		Report:       steps.report,
 		Logger:       a.logger(),
@@ -209,7 +210,10 @@ func shorten(s string, n int) string {
 }
 
 // demoPublisher is the lab's Publisher over package convert.
-type demoPublisher struct{ tempDir string }
+type demoPublisher struct {
+	tempDir   string
+	chunkSize int // bytes; 0 is the converter's default
+}
 
 func (p demoPublisher) Publish(ctx context.Context, layout, tag, ref string, report func(lab.Progress)) (int64, error) {
 	src, err := convert.ParseLayout(layout + ":" + tag)
@@ -241,7 +245,7 @@ func (p demoPublisher) Publish(ctx context.Context, layout, tag, ref string, rep
 			part += float64(size) * done[d]
 		}
 		report(lab.Progress{Step: "convert and push", Fraction: part / max(all, 1)})
-	}}}
+	}}, Layer: estargz.BuildOptions{ChunkSize: p.chunkSize}}
 	r, err := convert.Convert(ctx, src, dst, opts)
 	if err != nil {
 		return 0, err

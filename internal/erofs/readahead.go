@@ -9,7 +9,10 @@ import (
 // directReadaheadKiB is how far the kernel reads ahead in files of a direct
 // mount, in KiB: where the device has no cache of its own, the length of the
 // requests it gets is EROFS's to choose, and of itself that is 128.
-const directReadaheadKiB = 1024
+// It is also what a page fault in a program reads around itself, and whoever
+// reads a file from front to back is served no slower than by the 1 MiB the
+// kernel can be told at most (BenchmarkColdRead).
+const directReadaheadKiB = 256
 
 // bdiPattern matches what the kernel keeps for EROFS mounts. The names have a
 // number that nothing else shows.

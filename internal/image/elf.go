@@ -36,23 +36,10 @@ const (
 // returns what it could make out.
 func readELF(r io.ReaderAt) elfNeeds {
 	var n elfNeeds
-	var h elf.Header64
-	if read(r, 0, 64, &h) != nil || elf.Class(h.Ident[elf.EI_CLASS]) != elf.ELFCLASS64 ||
-		elf.Data(h.Ident[elf.EI_DATA]) != elf.ELFDATA2LSB || h.Phentsize != 56 || h.Phnum > maxProgramHeaders {
-		return n
-	}
-	progs := make([]elf.Prog64, h.Phnum)
-	if read(r, h.Phoff, 56*uint64(h.Phnum), progs) != nil {
-		return n
-	}
+	progs := programHeaders(r)
 	var dynamic []elf.Dyn64
-	unwind := uint64(0) // where the tables for exceptions begin
 	for _, p := range progs {
 		switch elf.ProgType(p.Type) {
-		case elf.PT_GNU_EH_FRAME:
-			if p.Off < 1<<62 {
-				unwind = p.Off
-			}
 		case elf.PT_INTERP:
 			n.loader = cstring(r, p.Off, min(p.Filesz, maxELFString))
 		case elf.PT_LOAD:
@@ -66,9 +53,36 @@ func readELF(r io.ReaderAt) elfNeeds {
 			}
 		}
 	}
-	n.constants = constants(progs, unwind)
+	n.constants = constants(progs, unwindTables(progs))
 	n.dynamic(r, progs, dynamic)
 	return n
+}
+
+// programHeaders reads those of a 64-bit little-endian file; of others, and of
+// damaged ones, none.
+func programHeaders(r io.ReaderAt) []elf.Prog64 {
+	var h elf.Header64
+	if read(r, 0, 64, &h) != nil || string(h.Ident[:len(elf.ELFMAG)]) != elf.ELFMAG ||
+		elf.Class(h.Ident[elf.EI_CLASS]) != elf.ELFCLASS64 || elf.Data(h.Ident[elf.EI_DATA]) != elf.ELFDATA2LSB ||
+		h.Phentsize != 56 || h.Phnum > maxProgramHeaders {
+		return nil
+	}
+	progs := make([]elf.Prog64, h.Phnum)
+	if read(r, h.Phoff, 56*uint64(h.Phnum), progs) != nil {
+		return nil
+	}
+	return progs
+}
+
+// unwindTables returns where in the file the tables for exceptions begin; 0
+// where it does not say.
+func unwindTables(progs []elf.Prog64) uint64 {
+	for _, p := range progs {
+		if elf.ProgType(p.Type) == elf.PT_GNU_EH_FRAME && p.Off < 1<<62 {
+			return p.Off
+		}
+	}
+	return 0
 }
 
 // constants returns the part of the file that is loaded to be read alone, up to
@@ -83,6 +97,27 @@ func constants(progs []elf.Prog64, unwind uint64) []layerdev.Span {
 		}
 	}
 	return nil
+}
+
+// usedOfELF returns the parts of a program or library that are loaded, without
+// the tables for exceptions, which end the segment they are in. Symbols for
+// debuggers, at the end of the file, are not among them. It reads the program
+// headers alone; of what is no such file it returns nothing.
+func usedOfELF(r io.ReaderAt) []layerdev.Span {
+	var parts []layerdev.Span
+	progs := programHeaders(r)
+	unwind := unwindTables(progs)
+	for _, p := range progs {
+		if elf.ProgType(p.Type) != elf.PT_LOAD || p.Off >= 1<<62 || p.Filesz >= 1<<62 {
+			continue
+		}
+		end := p.Off + p.Filesz
+		if p.Off < unwind && unwind < end && elf.ProgFlag(p.Flags) == elf.PF_R {
+			end = unwind
+		}
+		parts = append(parts, layerdev.Span{Off: int64(p.Off), End: int64(end)})
+	}
+	return parts
 }
 
 // tableSizes are the tables of a dynamic section, with what says how long each

@@ -64,6 +64,38 @@ func TestConstants(t *testing.T) {
 	}
 }
 
+// What is used of a program is told from its program headers; the sections say
+// what is in it.
+func TestUsedOfELF(t *testing.T) {
+	const path = "/bin/ls"
+	f, err := elf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := usedOfELF(bytes.NewReader(data))
+	for name, want := range map[string]bool{
+		".text": true, ".rodata": true, ".dynstr": true, ".data.rel.ro": true, ".eh_frame": false, ".shstrtab": false,
+	} {
+		s := f.Section(name)
+		if s == nil {
+			t.Fatalf("%s has no %s", path, name)
+		}
+		if got := slices.ContainsFunc(used, func(sp layerdev.Span) bool {
+			return sp.Off <= int64(s.Offset) && int64(s.Offset+s.FileSize) <= sp.End
+		}); got != want {
+			t.Errorf("%s is used: %v, want %v; used is %v", name, got, want, used)
+		}
+	}
+	if got := usedOfELF(bytes.NewReader([]byte("#!/bin/sh"))); got != nil {
+		t.Errorf("a script has %v", got)
+	}
+}
+
 func FuzzReadELF(f *testing.F) {
 	for _, path := range []string{"/bin/ls", "/bin/true"} {
 		if data, err := os.ReadFile(path); err == nil {
@@ -75,6 +107,11 @@ func FuzzReadELF(f *testing.F) {
 		n := readELF(bytes.NewReader(data))
 		if len(n.needed) > maxNeeded || len(n.loader) > maxELFString {
 			t.Errorf("%d libraries, a loader of %d bytes", len(n.needed), len(n.loader))
+		}
+		for _, sp := range usedOfELF(bytes.NewReader(data)) {
+			if sp.Off < 0 || sp.End < sp.Off {
+				t.Errorf("used at %v", sp)
+			}
 		}
 		for _, sp := range n.constants {
 			if sp.Off < 0 || sp.End <= sp.Off || sp.End-sp.Off > maxConstBytes {

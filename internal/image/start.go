@@ -235,7 +235,7 @@ func (s *starter) command(ctx context.Context, cmd command) {
 			break
 		}
 		s.lib.log.Debug("fetching ahead of the image's command", "command", cmd.args[0], "files", len(next))
-		parts, whole := partsOf(next)
+		parts := partsOf(next)
 		parts.join(loaded)
 		s.begin(ctx, parts)
 		loaded = make(spans)
@@ -245,7 +245,7 @@ func (s *starter) command(ctx context.Context, cmd command) {
 				later = s.needs(ctx, later, p, loaded)
 			}
 		}
-		s.begin(ctx, whole)
+		s.begin(ctx, s.wholeOf(ctx, next))
 		for _, p := range next {
 			if p.wholly() {
 				later = s.needs(ctx, later, p, loaded)
@@ -331,10 +331,9 @@ func (s *starter) add(list []program, name string, folders []string) []program {
 }
 
 // partsOf returns what to fetch of files: all, or of large ones the beginning, and
-// of large programs and libraries the end, where their data is. What is known to
-// be used all over is to be fetched whole, after that.
-func partsOf(files []program) (parts, whole spans) {
-	parts, whole = make(spans), make(spans)
+// of large programs and libraries the end, where their data is.
+func partsOf(files []program) spans {
+	parts := make(spans)
 	for _, f := range files {
 		off, end := f.entry.DataOff, f.entry.DataOff+f.entry.Size
 		if f.entry.Size <= maxStartBytes {
@@ -342,17 +341,41 @@ func partsOf(files []program) (parts, whole spans) {
 			continue
 		}
 		if f.program || strings.Contains(path.Base(f.path), ".so") {
-			// The larger, the more symbols there are at the front.
-			parts.add(f.layer, off, off+f.entry.Size/8)
+			// The larger, the more symbols there are at the front; of what the
+			// program is made of, they are looked up in any case.
+			front := int64(1)
+			if f.program {
+				front = f.entry.Size / 8
+			}
+			parts.add(f.layer, off, off+front)
 			parts.add(f.layer, end-1, end)
 		} else {
 			parts.add(f.layer, off, off+1)
 		}
-		if f.wholly() {
-			whole.add(f.layer, off, end)
+	}
+	return parts
+}
+
+// wholeOf returns what to fetch after the parts of files that are used all over:
+// of programs and libraries what is loaded, of others everything.
+func (s *starter) wholeOf(ctx context.Context, files []program) spans {
+	whole := make(spans)
+	for _, f := range files {
+		if !f.wholly() {
+			continue
+		}
+		var used []layerdev.Span
+		if open, err := s.open(s.layers[f.layer]); err == nil {
+			used = usedOfELF(io.NewSectionReader(readerAt{ctx, open}, f.entry.DataOff, f.entry.Size))
+		}
+		if used == nil {
+			used = []layerdev.Span{{End: f.entry.Size}}
+		}
+		for _, sp := range used {
+			whole.add(f.layer, f.entry.DataOff+sp.Off, f.entry.DataOff+min(sp.End, f.entry.Size))
 		}
 	}
-	return parts, whole
+	return whole
 }
 
 // spans are parts of flat data, by layer.

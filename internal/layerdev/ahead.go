@@ -15,6 +15,8 @@ const (
 	// firstWindow is what is fetched ahead of a reader that has just turned
 	// out to be sequential, in compressed bytes.
 	firstWindow = 256 << 10
+	// recentBytes is how much of the way of a reader says how it goes on.
+	recentBytes = 2 << 20
 	// filesInOrder is how many files, one after the other in the order of the
 	// blob, make a reader one that wants the next file, too.
 	filesInOrder = 3
@@ -28,7 +30,11 @@ type cursor struct {
 	file   int   // the last file it read, by number in the index
 	order  int   // files up to that one, read one after the other
 	read   int64 // bytes of flat data it read
-	used   uint64
+	// passed is how far it has come lately, and took how much of that it read,
+	// in bytes of flat data.
+	passed, took int64
+	last         [2]int64 // the last read, which is noted twice: when it is made ready, and when it is answered
+	used         uint64
 }
 
 // cursors follow the readers of a layer. Layer.mu guards it.
@@ -55,7 +61,17 @@ func (cs *cursors) target(c *contents, off, end int64) int64 {
 	if cur == nil || cur.window == 0 {
 		return 0
 	}
-	return min(c.position(end)+cur.window, c.limit(cur))
+	return min(c.position(end)+cur.reach(), c.limit(cur))
+}
+
+// reach returns how much is fetched ahead of a reader, in compressed bytes.
+func (cur *cursor) reach() int64 {
+	if cur.order < filesInOrder {
+		return cur.window
+	}
+	// Who reads many files may leave some out: as much is fetched ahead as has
+	// been read, taking compression for what it usually is.
+	return min(cur.window, max(firstWindow, cur.read/4))
 }
 
 // limit returns the blob offset beyond which nothing is fetched ahead for a
@@ -110,6 +126,11 @@ func (cur *cursor) inFiles(c *contents, off, end int64) {
 	cur.file = last
 }
 
+// leavesOut reports whether a reader leaves out a quarter or more of what it
+// passes: one that jumps about in a program does. The kernel's own readahead
+// asks out of order, but not for long.
+func (cur *cursor) leavesOut() bool { return 4*cur.took < 3*cur.passed }
+
 // position returns where in the blob the stream begins that holds off, or the
 // next that holds anything.
 func (c *contents) position(off int64) int64 {
@@ -131,17 +152,29 @@ func (cs *cursors) moved(c *contents, off, end, maxWindow int64) *cursor {
 				cur = &cs.all[i]
 			}
 		}
-		*cur = cursor{next: end, used: cs.clock, file: c.fileNumber(off), order: 1}
+		*cur = cursor{next: end, passed: end - off, took: end - off, last: [2]int64{off, end}, used: cs.clock, file: c.fileNumber(off), order: 1}
 		cur.inFiles(c, off, end)
 		return cur
 	}
 	cur.used = cs.clock
 	cur.inFiles(c, off, end)
+	if read := [2]int64{off, end}; read != cur.last {
+		cur.took += end - off
+		cur.last = read
+	}
 	if end > cur.next {
+		cur.passed += end - cur.next
 		cur.next = end
 		if cur.window == 0 {
 			cur.window = min(firstWindow, maxWindow)
 		}
+	}
+	if cur.passed > recentBytes {
+		cur.passed /= 2
+		cur.took = min(cur.took/2, cur.passed)
+	}
+	if cur.leavesOut() {
+		cur.window = min(cur.window, firstWindow)
 	}
 	return cur
 }
@@ -168,12 +201,7 @@ func (l *Layer) ahead(c *contents, off, end int64) {
 	for cur.edge < len(streams) && streams[cur.edge].Off < here {
 		cur.edge++
 	}
-	limit, window := c.limit(cur), cur.window
-	if cur.order >= filesInOrder {
-		// Who reads many files may leave some out: as much is fetched ahead as
-		// has been read, taking compression for what it usually is.
-		window = min(window, max(firstWindow, cur.read/4))
-	}
+	limit, window := c.limit(cur), cur.reach()
 	if cur.edge == len(streams) || streams[cur.edge].Off >= limit || streams[cur.edge].Off-here >= (window+1)/2 {
 		return
 	}
@@ -192,7 +220,7 @@ func (l *Layer) ahead(c *contents, off, end int64) {
 		began = true
 		cur.edge = r.last() + 1
 	}
-	if began {
+	if began && !cur.leavesOut() {
 		cur.window = min(2*cur.window, l.cfg.MaxReadahead)
 	}
 }

@@ -232,6 +232,43 @@ func TestReadaheadStaysInFile(t *testing.T) {
 	}
 }
 
+// Who reads on gets ever more ahead of it; who leaves most of a file out, as a
+// program that jumps about in its own code, gets what it reads and a little.
+func TestReadaheadLeavesOut(t *testing.T) {
+	const size, chunk, read = 32 << 20, 128 << 10, 64 << 10
+	tl := build(t, shape{sizes: []int{size}, chunk: chunk})
+	for name, c := range map[string]struct {
+		skip     int64 // behind each read
+		min, max int   // streams fetched more than are read
+	}{
+		"reads on": {0, 8, size/chunk - size/2/chunk},
+		"jumps":    {7 * chunk, 0, 2 * size / 2 / (8 * chunk)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := &fakeBlob{p: tl.blob}
+			l := newLayer(t, tl, LayerConfig{Blob: src.open})
+			wanted := make(map[int64]bool)
+			for off := int64(0); off < size/2; off += read + c.skip {
+				must(t, l.Ready(t.Context(), off, read))
+				checkRead(t, l, tl, off, read)
+				wanted[off/chunk] = true
+			}
+			if c.min > 0 { // what is ahead has begun when this is there
+				must(t, l.Ready(blob.WithPriority(t.Context(), blob.Prefetch), size/2, 1))
+			}
+			fetched := 0
+			for _, s := range tl.ix.Streams {
+				if slices.ContainsFunc(src.readRanges(), func(r blob.Range) bool { return r.Off <= s.Off && s.End <= r.End() }) {
+					fetched++
+				}
+			}
+			if more := fetched - len(wanted); more < c.min || more > c.max {
+				t.Errorf("%d streams read and %d more fetched, want %d to %d", len(wanted), more, c.min, c.max)
+			}
+		})
+	}
+}
+
 // TestPrefetchTellsOfArrival has it told once: when all has come, before it is
 // inflated; when it fails; and when there is nothing to fetch.
 func TestPrefetchTellsOfArrival(t *testing.T) {

@@ -203,6 +203,9 @@ type Config struct {
 	// RegistryDir, where set, keeps published images between experiments, which
 	// saves converting them; it has to be emptied when the converter changes.
 	RegistryDir string
+	// ChunkSize is what Publish divides files into, in bytes; it is part of the
+	// published images' names.
+	ChunkSize int64
 	// Publish puts images into the registry.
 	Publish PublishFunc
 	// Report, where set, is told what is being done. It may be called

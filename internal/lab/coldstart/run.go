@@ -317,7 +317,7 @@ func (e *experiment) publish(ctx context.Context, spec lab.Spec) (Image, error) 
 	if err != nil {
 		return Image{}, err
 	}
-	img := Image{Name: spec.Name, Repository: "bench/" + spec.Name + ":" + built.Digest.Encoded()[:12]}
+	img := Image{Name: spec.Name, Repository: fmt.Sprintf("bench/%s:%s-%d", spec.Name, built.Digest.Encoded()[:12], e.ChunkSize)}
 	if e.RegistryDir != "" {
 		if found, err := lookUp(ctx, e.registry.Host(), img); err == nil {
 			return found, nil
