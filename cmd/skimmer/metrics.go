@@ -51,6 +51,7 @@ func mirrorMetrics(p *peer.Peer) []telemetry.Value {
 		{Name: "mirror_asked_total", Help: "Times a registry was asked whether a client may read something.", Load: m.Asked.Load},
 		{Name: "mirror_graced_total", Help: "Times a registry could not be asked and an earlier answer counted.", Load: m.Graced.Load},
 		{Name: "mirror_prefetched_total", Help: "Blobs whose rest was fetched ahead.", Load: m.Prefetched.Load},
+		{Name: "mirror_ahead_total", Help: "Parts of blobs fetched because a manifest foretold that they would be read.", Load: m.Ahead.Load},
 		{Name: "proxy_requests_total", Help: "Requests to the forward proxy.", Load: f.Requests.Load},
 		{Name: "proxy_refused_total", Help: "Requests of those that were not allowed.", Load: f.Refused.Load},
 		{Name: "proxy_tunnel_bytes_total", Help: "Bytes its tunnels carried, both ways.", Load: f.TunnelBytes.Load},

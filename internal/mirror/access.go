@@ -157,7 +157,7 @@ func (r *request) may(ctx context.Context) (member, error) {
 		r.m.stats.Graced.Add(1)
 		return graced, nil
 	}
-	m, err := a.once(ctx, q, func() (member, error) { return r.ask(ctx, q) })
+	m, err := a.share(ctx, q, func() (member, error) { return r.ask(ctx, q) })
 	a.noteAway(r.to.host, err)
 	if fallback && err != nil && blob.KindOf(err).Temporary() {
 		r.m.stats.Graced.Add(1)
@@ -165,6 +165,27 @@ func (r *request) may(ctx context.Context) (member, error) {
 		return graced, nil
 	}
 	return m, err
+}
+
+// share has ask answered as once does. What a manifest has vouched for, nobody
+// asks about who waits for the answer to the same client about something else in
+// the repository: snapshotters begin all layers at once, with a token of their own.
+func (a *access) share(ctx context.Context, q question, ask func() (member, error)) (member, error) {
+	if m, ok := a.members.get(q.item); !ok || time.Since(m.at) >= a.ttl {
+		return a.once(ctx, q, ask)
+	}
+	mine := false
+	m, err := a.once(ctx, question{reader: q.reader}, func() (member, error) {
+		mine = true
+		return ask()
+	})
+	if mine || err != nil && ctx.Err() != nil {
+		return m, err
+	}
+	if m, ok := a.within(a.ttl, q.reader, q.item); ok {
+		return m, nil
+	}
+	return a.once(ctx, q, ask) // what the other was told need not go for this
 }
 
 // noteAway notes that a host could not be asked, if that is what err says.

@@ -19,6 +19,9 @@ func (r *request) serveBlob() error {
 		return r.no(err)
 	}
 	ref := blob.Ref{Digest: r.target.digest, Size: m.size, Repository: r.to.repository}
+	if r.req.Method == http.MethodGet {
+		r.m.want(opening{ref, r.who})
+	}
 	ctx := origin.WithAuthorization(r.req.Context(), r.authorization)
 	sent, size, err := r.read(ctx, ref)
 	r.m.stats.BlobBytes.Add(sent.Bytes)

@@ -116,8 +116,12 @@ func (r *request) serveManifest() error {
 // tell, that is what it stood for.
 func (r *request) serveTag() error {
 	known, ok := r.tags().get(r.tagged())
+	if !ok {
+		// Who asks whether there is such a thing asks for it next.
+		return r.fetchManifestBy(http.MethodGet)
+	}
 	held, have := r.m.kept.get(known.digest)
-	if !ok || !have {
+	if !have {
 		return r.fetchManifest()
 	}
 	if r.m.access.isAway(r.to.host) && r.fresh(held, known) {
@@ -183,13 +187,16 @@ func (r *request) served(m manifest) {
 }
 
 // fetchManifest answers with the upstream's manifest, and keeps it.
-func (r *request) fetchManifest() error {
+func (r *request) fetchManifest() error { return r.fetchManifestBy(r.req.Method) }
+
+// fetchManifestBy asks the upstream with a method that need not be the client's.
+func (r *request) fetchManifestBy(method string) error {
 	r.m.stats.Passed.Add(1)
-	resp, err := r.send(r.req.Context(), r.req.Method, endToEnd(r.req.Header, notAsked), r.query())
+	resp, err := r.send(r.req.Context(), method, endToEnd(r.req.Header, notAsked), r.query())
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK || r.req.Method == http.MethodHead {
+	if resp.StatusCode != http.StatusOK || method == http.MethodHead {
 		r.learnManifest(resp)
 		return r.relay(resp, "")
 	}
@@ -286,6 +293,7 @@ func (r *request) write(m manifest) error {
 		}
 	}
 	h.Set("Content-Length", strconv.Itoa(len(m.data)))
+	r.lookAhead(m.data)
 	r.w.WriteHeader(http.StatusOK)
 	if r.req.Method == http.MethodHead {
 		return nil

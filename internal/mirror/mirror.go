@@ -100,8 +100,9 @@ type Stats struct {
 	// Asked is how often an upstream was asked whether a client may read
 	// something, Graced how often it could not and an earlier answer counted.
 	Asked, Graced atomic.Int64
-	// Prefetched is the blobs prefetched to their end.
-	Prefetched atomic.Int64
+	// Prefetched is the blobs prefetched to their end, Ahead the parts of blobs
+	// that were brought because a manifest said that they would be asked for.
+	Prefetched, Ahead atomic.Int64
 }
 
 // Mirror is an http.Handler. Its methods are safe for concurrent use.
@@ -124,8 +125,11 @@ type Mirror struct {
 
 	work sync.WaitGroup // joined by Close
 
+	foreseen *table[opening, *pull] // what has been read ahead, by its blobs
+
 	mu     sync.Mutex // guards the rest
 	begun  *table[string, struct{}]
+	pulls  int // that are being read ahead
 	closed bool
 }
 
@@ -152,6 +156,7 @@ func New(cfg Config) (*Mirror, error) {
 	}
 	m.access = newAccess(orDefault(cfg.AuthorizationTTL, 5*time.Minute), orDefault(cfg.AuthorizationGrace, time.Hour))
 	m.opens = newOpens(cfg.Source)
+	m.foreseen = newTable[opening, *pull](maxForeseen)
 	m.tags, m.known = newTags(), newTable[address, destination](maxDestinations)
 	var err error
 	if m.kept, err = openShelf(cfg.Dir); err != nil {
@@ -164,7 +169,7 @@ func New(cfg Config) (*Mirror, error) {
 	return m, nil
 }
 
-// Close ends prefetches and waits for them. Requests go on being answered.
+// Close ends prefetches, and what is read ahead, and waits for them. Requests go on being answered.
 // Closing again does nothing.
 func (m *Mirror) Close() error {
 	m.mu.Lock()
