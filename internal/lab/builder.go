@@ -21,7 +21,7 @@ import (
 
 // builderVersion changes when the same packages would become another image, so
 // that images built before are built again.
-const builderVersion = 1
+const builderVersion = 2
 
 // architectures are Debian's names for the architectures an image can be
 // built for, the directories of their libraries, and what images call them.
@@ -41,6 +41,7 @@ type builder struct {
 	plan     plan
 	debs     string // the directory they are in
 	out      *layout
+	python   *python // the image's, while layers are written; nil if it has none
 	progress func(Progress)
 }
 
@@ -87,8 +88,14 @@ func (b *builder) build(ctx context.Context) (Image, error) {
 
 // packageLayers writes the layers that consist of packages, side by side. It
 // also returns the latest modification time in them.
-func (b *builder) packageLayers(ctx context.Context) ([]ImageLayer, time.Time, error) {
-	done := make(chan int64)
+func (b *builder) packageLayers(ctx context.Context) (_ []ImageLayer, _ time.Time, err error) {
+	if b.python, err = b.unpackPython(ctx, b.out.dir); err != nil {
+		return nil, time.Time{}, err
+	}
+	if b.python != nil {
+		defer func() { err = errors.Join(err, b.python.close()) }()
+	}
+	done := make(chan advance)
 	layers := make([]ImageLayer, len(b.plan.Layers))
 	newest := make([]time.Time, len(layers))
 	var report sync.WaitGroup
@@ -109,43 +116,63 @@ func (b *builder) packageLayers(ctx context.Context) ([]ImageLayer, time.Time, e
 			return nil
 		})
 	}
-	err := g.Wait()
+	err = g.Wait()
 	close(done)
 	report.Wait()
 	return layers, slices.MaxFunc(newest, time.Time.Compare), err
 }
 
-// report passes on how much of the packages is done, from one place whoever
-// did it.
-func (b *builder) report(done <-chan int64) {
-	var n, total int64
+// advance is a piece of work: packages that were written, in bytes, Python
+// modules that were found, and those that were compiled.
+type advance struct {
+	packed            int64
+	modules, compiled int
+}
+
+// report passes on how much is done, from one place whoever did it.
+func (b *builder) report(done <-chan advance) {
+	var sum advance
+	var total int64
 	for _, debs := range b.plan.Layers {
 		for _, d := range debs {
 			total += d.Size
 		}
 	}
-	for size := range done {
-		n += size
-		b.progress(Progress{Step: "build layers", Fraction: float64(n) / float64(total)})
+	for a := range done {
+		sum.packed += a.packed
+		sum.modules += a.modules
+		sum.compiled += a.compiled
+		if sum.packed < total || sum.modules == 0 {
+			b.progress(Progress{Step: "build layers", Fraction: float64(sum.packed) / float64(total)})
+		} else {
+			b.progress(Progress{Step: "compile Python modules", Fraction: float64(sum.compiled) / float64(sum.modules)})
+		}
 	}
 }
 
 // packageLayer writes the tar of layer i.
-func (b *builder) packageLayer(ctx context.Context, w io.Writer, i int, done chan<- int64) (int, time.Time, error) {
+func (b *builder) packageLayer(ctx context.Context, w io.Writer, i int, done chan<- advance) (_ int, _ time.Time, err error) {
 	l := newLayerTar(w)
 	l.top = i == 0
+	l.modules = newModules(ctx, b.python, func(a advance) { done <- a })
+	defer func() {
+		// A process that failed is why what needs it was cancelled.
+		if werr := l.modules.wait(); werr != nil {
+			err = werr
+		}
+	}()
 	for _, d := range b.plan.Layers[i] {
 		if err := l.deb(ctx, filepath.Join(b.debs, d.Name)); err != nil {
 			return 0, time.Time{}, err
 		}
-		done <- d.Size
+		done <- advance{packed: d.Size}
 	}
 	if i == 0 {
 		if err := l.skeleton(); err != nil {
 			return 0, time.Time{}, err
 		}
 	}
-	err := l.finish()
+	err = l.finish()
 	return l.entries, l.newest, err
 }
 

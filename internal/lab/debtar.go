@@ -50,6 +50,7 @@ type layerTar struct {
 	newest  time.Time
 	entries int
 	copies  []templateCopy
+	modules *modules // nil compiles nothing
 }
 
 type seenEntry struct {
@@ -105,7 +106,10 @@ func (l *layerTar) deb(ctx context.Context, file string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("unpack %s: %w", file, err)
 	}
-	err = l.archive(tar.NewReader(out), path.Base(file))
+	err = l.modules.next()
+	if err == nil {
+		err = l.archive(tar.NewReader(out), path.Base(file))
+	}
 	if err == nil {
 		// What follows the archive's end is padding, but must be read for
 		// dpkg-deb to end well.
@@ -142,7 +146,10 @@ func (l *layerTar) archive(tr *tar.Reader, from string) error {
 		if h.Typeflag == tar.TypeLink {
 			h.Linkname = mergeUsr(cleanName(h.Linkname))
 		}
-		var body io.Reader = tr
+		body, err := l.modules.file(h, tr)
+		if err != nil {
+			return err
+		}
 		if dst, ok := templates[h.Name]; ok {
 			data, err := io.ReadAll(tr)
 			if err != nil {
@@ -229,7 +236,8 @@ func (l *layerTar) file(name string, data []byte) error {
 	return l.write(h, bytes.NewReader(data), "skeleton")
 }
 
-// finish copies the templates and ends the archive.
+// finish copies the templates, writes what Python makes of its modules, and
+// ends the archive.
 func (l *layerTar) finish() error {
 	for _, c := range l.copies {
 		if _, ok := l.seen[c.name]; ok {
@@ -238,6 +246,9 @@ func (l *layerTar) finish() error {
 		if err := l.file(c.name, c.data); err != nil {
 			return err
 		}
+	}
+	if err := l.modules.compiled(l.file); err != nil {
+		return err
 	}
 	return l.tw.Close()
 }

@@ -143,10 +143,13 @@ func DefaultCacheDir() (string, error) {
 }
 
 // Build makes a real image of a Debian system out of packages, without root
-// and without running anything from them: a layer for each list of packages
-// and a small one on top, gzip, OCI media types. It is built for the machine's
-// architecture and with the machine's apt sources; the same packages give the
-// same digests. Where the image is in the layout already, Build only looks.
+// and without running the packages' scripts: a layer for each list of packages
+// and a small one on top, gzip, OCI media types. One program out of them is
+// run, the Python interpreter where there is one, to compile the modules as
+// those scripts would, into the layer they are in. The image is built for the
+// machine's architecture and with the machine's apt sources; the same packages
+// give the same digests. Where the image is in the layout already, Build only
+// looks.
 // Processes that share a cache wait for each other while they download, and
 // those that share a layout until it is written.
 func Build(ctx context.Context, spec Spec, opts BuildOptions) (Image, error) {

@@ -280,7 +280,7 @@ func TestHolderKilled(t *testing.T) {
 		waiting := c.exec("/tool", "try", bigFile)
 		asked(t, r)
 		n.killAll()
-		<-n.peer.exited
+		_ = n.peer.Wait() // it was killed
 		if out := waiting.output(); strings.HasPrefix(out, "ok") {
 			t.Errorf("reading missing data without anybody to bring it: %s", out)
 		}

@@ -40,11 +40,11 @@ func (n *node) startStock() {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		n.t.Fatal(err)
 	}
-	n.stock = startProcess(n.t, n.stockLog(), testkit.BuildStargz(n.t, "../.."),
-		"--root", filepath.Join(n.root, "stock"), "--address", n.snapshotter(), "--config", file)
+	n.stock = testkit.StartProcess(n.t, n.stockLog(), exec.Command(testkit.BuildStargz(n.t, "../.."),
+		"--root", filepath.Join(n.root, "stock"), "--address", n.snapshotter(), "--config", file))
 	testkit.Eventually(n.t, stepLimit, "start the stock snapshotter", func() error {
-		if n.stock.ended() {
-			n.t.Fatalf("start the stock snapshotter: it ended: %v", n.stock.err)
+		if n.stock.Ended() {
+			n.t.Fatalf("start the stock snapshotter: it ended: %v", n.stock.Wait())
 		}
 		conn, err := net.Dial("unix", n.snapshotter())
 		if err != nil {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,8 +59,8 @@ type node struct {
 
 	containerd *lab.Containerd
 	client     *client.Client
-	peer       *process
-	stock      *process // nil unless options.stock
+	peer       *testkit.Process
+	stock      *testkit.Process // nil unless options.stock
 
 	mu sync.Mutex // mu guards namespaces
 }
@@ -147,10 +146,10 @@ func (n *node) stopContainerd() {
 // startPeer starts the peer and waits until it answers.
 func (n *node) startPeer() {
 	n.t.Helper()
-	n.peer = startProcess(n.t, n.peerLog(), binary, "peer", "--config", filepath.Join(n.root, "peer.yaml"))
+	n.peer = testkit.StartProcess(n.t, n.peerLog(), exec.Command(binary, "peer", "--config", filepath.Join(n.root, "peer.yaml")))
 	testkit.Eventually(n.t, stepLimit, "start peer", func() error {
-		if n.peer.ended() {
-			n.t.Fatalf("start peer: it ended: %v", n.peer.err)
+		if n.peer.Ended() {
+			n.t.Fatalf("start peer: it ended: %v", n.peer.Wait())
 		}
 		conn, err := net.Dial("unix", n.socket())
 		if err != nil {
@@ -174,13 +173,10 @@ func (n *node) startPeer() {
 // stopPeer sends the peer a signal and waits for its end, which it returns.
 func (n *node) stopPeer(s syscall.Signal) error {
 	n.t.Helper()
-	_ = n.peer.cmd.Process.Signal(s) // it may have ended
-	select {
-	case <-n.peer.exited:
-	case <-time.After(stepLimit):
-		n.t.Fatalf("peer does not end after %v and signal %v", stepLimit, s)
+	if err := n.peer.Signal(s, stepLimit); err != nil {
+		n.t.Fatal(err)
 	}
-	return n.peer.err
+	return n.peer.Wait()
 }
 
 func (n *node) peerLog() string { return filepath.Join(n.root, "peer.log") }
@@ -292,14 +288,13 @@ func (n *node) remove() {
 		}
 	}
 	if n.stock != nil {
-		_ = n.stock.cmd.Process.Kill() // it may have ended
-		<-n.stock.exited
+		if err := n.stock.Signal(syscall.SIGKILL, stepLimit); err != nil {
+			n.t.Error(err)
+		}
 	}
 	if n.peer != nil {
-		select {
-		case <-n.peer.exited:
-		case <-time.After(stepLimit):
-			n.t.Error("the peer cannot be killed")
+		if err := n.peer.Signal(syscall.SIGKILL, stepLimit); err != nil {
+			n.t.Error(err)
 		}
 	}
 	unmountAll(n.t, n.root)
@@ -323,51 +318,6 @@ func tail(path string, limit int) string {
 		return err.Error()
 	}
 	return string(p[max(0, len(p)-limit):])
-}
-
-// process is a program in the background.
-type process struct {
-	cmd    *exec.Cmd
-	exited chan struct{}
-	err    error // set before exited is closed
-}
-
-// startProcess starts a program whose output is appended to a file. It does
-// not outlive the tests.
-func startProcess(t *testing.T, log, name string, args ...string) *process {
-	t.Helper()
-	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &process{cmd: exec.Command(name, args...), exited: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	started := make(chan error, 1)
-	go func() {
-		defer close(p.exited)
-		defer out.Close()
-		// The signal is sent when the thread ends, not the process (prctl(2)).
-		runtime.LockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = p.cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-func (p *process) ended() bool {
-	select {
-	case <-p.exited:
-		return true
-	default:
-		return false
-	}
 }
 
 // usage returns how many bytes on disk, and how many files, are below dir, on

@@ -39,17 +39,18 @@ func startScheduler(t *testing.T) *clusterScheduler {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := startProcess(t, log, binary, "scheduler", "--config", config)
+	p := testkit.StartProcess(t, log, exec.Command(binary, "scheduler", "--config", config))
 	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill() // it may have ended
-		<-p.exited
+		if err := p.Signal(syscall.SIGKILL, stepLimit); err != nil {
+			t.Error(err)
+		}
 		if t.Failed() {
 			t.Logf("the end of the scheduler's log:\n%s", tail(log, 3000))
 		}
 	})
 	testkit.Eventually(t, stepLimit, "start scheduler", func() error {
-		if p.ended() {
-			t.Fatalf("start scheduler: it ended: %v: %s", p.err, tail(log, 3000))
+		if p.Ended() {
+			t.Fatalf("start scheduler: it ended: %v: %s", p.Wait(), tail(log, 3000))
 		}
 		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.port))
 		if err != nil {

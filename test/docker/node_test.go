@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,10 +29,11 @@ type node struct {
 	t    *testing.T
 	root string // everything is below
 	port int    // of mirror and proxy
-	peer *process
+	peer *testkit.Process
 
 	containerd *lab.Containerd
-	dockerd    *process
+	dockerd    *testkit.Process
+	certs      string // dockerd's /etc/docker/certs.d, after ownCerts
 }
 
 // newNode starts a peer with more lines of configuration. It is gone without a
@@ -89,13 +89,38 @@ func (n *node) startDocker(daemon map[string]any, env ...string) {
 	if err := os.WriteFile(n.path("daemon.json"), encode(n.t, daemon), 0o644); err != nil {
 		n.t.Fatal(err)
 	}
-	n.dockerd = n.start("dockerd", env, program, "--config-file", n.path("daemon.json"), "--data-root", n.path("docker"),
+	command := append(n.inNamespace(), program)
+	n.dockerd = n.start("dockerd", env, command[0], append(command[1:], "--config-file", n.path("daemon.json"), "--data-root", n.path("docker"),
 		"--exec-root", n.path("exec"), "--pidfile", n.path("pid"), "--host", n.host(), "--containerd", n.containerd.Address(),
-		"--cgroup-parent", "/"+filepath.Base(n.root), "--bridge=none", "--iptables=false", "--ip-forward=false")
+		"--cgroup-parent", "/"+filepath.Base(n.root), "--bridge=none", "--iptables=false", "--ip-forward=false")...)
 	n.eventually("start dockerd", n.dockerd, func() error {
 		_, err := n.docker("", "version")
 		return err
 	})
+}
+
+// ownCerts gives the dockerd that is started next a /etc/docker/certs.d of its
+// own, which cannot be chosen otherwise. It sees its containers' file systems
+// and this process does not, so it can pull, and not run, what it has pulled.
+func (n *node) ownCerts() {
+	n.t.Helper()
+	n.certs = n.path("certs.d")
+	for _, dir := range []string{n.certs, n.path("etc/docker/certs.d"), n.path("etc-work")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+// inNamespace returns the command that starts dockerd: nothing, or one that
+// gives it a mount namespace with certs in its place. What is written to /etc
+// there does not reach this machine's.
+func (n *node) inNamespace() []string {
+	if n.certs == "" {
+		return nil
+	}
+	const script = `mount -t overlay -o "lowerdir=/etc,upperdir=$1,workdir=$2" etc /etc && mount --bind "$3" /etc/docker/certs.d && shift 3 && exec "$@"`
+	return []string{"unshare", "--mount", "sh", "-c", script, "sh", n.path("etc"), n.path("etc-work"), n.certs}
 }
 
 func (n *node) host() string { return "unix://" + n.path("docker.sock") }
@@ -177,67 +202,30 @@ func (n *node) remove() {
 	}
 }
 
-// process is a program in the background.
-type process struct {
-	cmd    *exec.Cmd
-	exited chan struct{}
-	err    error // set before exited is closed
-}
-
-// start starts a program, which does not outlive the test, with a log of its
-// own.
-func (n *node) start(log string, env []string, name string, args ...string) *process {
+// start starts a program with a log of its own.
+func (n *node) start(log string, env []string, name string, args ...string) *testkit.Process {
 	n.t.Helper()
-	out, err := os.Create(n.path(log + ".log"))
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	p := &process{cmd: exec.Command(name, args...), exited: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	started := make(chan error, 1)
-	go func() {
-		defer close(p.exited)
-		defer out.Close()
-		// The signal is sent when the thread ends, not the process (prctl(2)).
-		runtime.LockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = p.cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
-		n.t.Fatal(err)
-	}
-	return p
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	return testkit.StartProcess(n.t, n.path(log+".log"), cmd)
 }
 
 // stop ends a program, by force if it must be.
-func (n *node) stop(p *process) {
+func (n *node) stop(p *testkit.Process) {
 	if p == nil {
 		return
 	}
-	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		_ = p.cmd.Process.Signal(s) // it may have ended
-		select {
-		case <-p.exited:
-			return
-		case <-time.After(stepLimit):
-			n.t.Errorf("%s does not end after %v and signal %v", p.cmd.Path, stepLimit, s)
-		}
+	if err := p.Signal(syscall.SIGTERM, stepLimit); err != nil {
+		n.t.Error(errors.Join(err, p.Signal(syscall.SIGKILL, stepLimit)))
 	}
 }
 
 // eventually waits until a program does what check asks for.
-func (n *node) eventually(what string, p *process, check func() error) {
+func (n *node) eventually(what string, p *testkit.Process, check func() error) {
 	n.t.Helper()
 	testkit.Eventually(n.t, stepLimit, what, func() error {
-		select {
-		case <-p.exited:
-			n.t.Fatalf("%s: it ended: %v", what, p.err)
-		default:
+		if p.Ended() {
+			n.t.Fatalf("%s: it ended: %v", what, p.Wait())
 		}
 		return check()
 	})

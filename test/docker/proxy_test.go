@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -30,16 +31,7 @@ func TestProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer plain.Close()
-	cert, key := authority(t)
-	// Nothing called registry.test exists: the proxy asks another in its place.
-	n := newNode(t, fmt.Sprintf(`proxy:
-  server: {port: PORT, caCert: %q, caKey: %q}
-  allowHosts: [localhost, 127.0.0.1]
-  rules:
-    - {regex: '^https://registry\.test/.*(blobs|manifests)/', redirect: %[3]q}
-    - {regex: '^https://registry\.test/', redirect: %[3]q, direct: true}
-    - {regex: 'blobs/sha256.*'}
-origin: {caFiles: {%[3]q: [%[4]q]}}`, cert, key, secure.Host(), secure.CAFile()))
+	n, cert := newProxy(t, secure)
 	// In lower case it would be reached past any proxy (package httpproxy).
 	local := strings.Replace(plain.Host(), "127.0.0.1", "LOCALHOST", 1)
 	n.startDocker(map[string]any{"insecure-registries": []string{local}},
@@ -74,6 +66,55 @@ origin: {caFiles: {%[3]q: [%[4]q]}}`, cert, key, secure.Host(), secure.CAFile())
 			n.mustDocker("rmi", name)
 		}
 	})
+}
+
+// Where the system does not trust the proxy's authority, dockerd does for the
+// registries that have it below /etc/docker/certs.d.
+func TestProxyTrustedForOneRegistry(t *testing.T) {
+	secure := testkit.NewRegistry(t, testkit.Options{TLS: true})
+	n, cert := newProxy(t, secure)
+	n.ownCerts()
+	n.startDocker(map[string]any{}, "HTTP_PROXY="+n.url(), "HTTPS_PROXY="+n.url(), "NO_PROXY=")
+	im := newImage(t, "certs.d")
+	im.add(secure, "some/image")
+	pull := func() error {
+		_, err := n.docker("", "pull", "--quiet", "registry.test/some/image:v1")
+		return err
+	}
+	if err := pull(); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Errorf("docker trusts an authority that it does not know: %v", err)
+	}
+	im.expectSent(t, secure.Stats().Bytes, 0)
+	p, err := os.ReadFile(cert)
+	if err == nil {
+		err = errors.Join(os.Mkdir(filepath.Join(n.certs, "registry.test"), 0o755), os.WriteFile(filepath.Join(n.certs, "registry.test", "ca.crt"), p, 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time from this node
+		if err := pull(); err != nil {
+			t.Fatal(err)
+		}
+		im.expectSent(t, secure.Stats().Bytes, 1)
+		n.mustDocker("rmi", "registry.test/some/image:v1")
+	}
+}
+
+// newProxy starts a peer whose proxy asks secure for what is asked of
+// registry.test, which does not exist. It returns the file of the certificate
+// that the proxy's are signed with, too.
+func newProxy(t *testing.T, secure *testkit.Registry) (n *node, cert string) {
+	t.Helper()
+	cert, key := authority(t)
+	return newNode(t, fmt.Sprintf(`proxy:
+  server: {port: PORT, caCert: %q, caKey: %q}
+  allowHosts: [localhost, 127.0.0.1]
+  rules:
+    - {regex: '^https://registry\.test/.*(blobs|manifests)/', redirect: %[3]q}
+    - {regex: '^https://registry\.test/', redirect: %[3]q, direct: true}
+    - {regex: 'blobs/sha256.*'}
+origin: {caFiles: {%[3]q: [%[4]q]}}`, cert, key, secure.Host(), secure.CAFile())), cert
 }
 
 // authority makes an authority, and returns the files of its certificate and
