@@ -15,6 +15,7 @@ func (e PeerJoined) apply(t *Tracker) {
 		p.rack = e.Location.Zone + "\x00" + e.Location.Rack
 	}
 	t.peers[e.ID] = p
+	t.number(p)
 	if e.Seed {
 		i, _ := slices.BinarySearch(t.seeds, string(e.ID))
 		t.seeds = slices.Insert(t.seeds, i, string(e.ID))
@@ -28,6 +29,7 @@ func (e PeerLeaving) apply(t *Tracker) {
 		return
 	}
 	p.leaving = true
+	t.stand(p)
 	t.noSeed(p)
 	for _, m := range p.members {
 		t.mute(m)
@@ -56,6 +58,8 @@ func (e PeerLeft) apply(t *Tracker) {
 	}
 	delete(t.peers, e.ID)
 	p.leaving = true
+	t.stand(p)
+	defer t.unnumber(p)
 	t.noSeed(p)
 	for _, m := range slices.Clone(p.members) {
 		c := m.c
@@ -170,11 +174,14 @@ func (e Have) apply(t *Tracker) {
 	if got.count == 0 {
 		return
 	}
-	if !t.admits(p, e.Blob, c.shape) {
-		t.emit(Refused{To: e.Peer, Blob: e.Blob, Why: WhyTooMany})
-		return
+	m := c.of(p)
+	if m == nil {
+		if !t.admits(p, e.Blob, c.shape) {
+			t.emit(Refused{To: e.Peer, Blob: e.Blob, Why: WhyTooMany})
+			return
+		}
+		m = t.join(p, c)
 	}
-	m := t.join(p, c)
 	if len(e.Sums) > 0 && m.act != nil && !c.dropped[p.ID] {
 		t.report(m, e.Sums, &got)
 	}
@@ -246,6 +253,7 @@ func (t *Tracker) blame(m *member, source PeerID, why Reason) {
 	switch why {
 	case Busy:
 		p.busyUntil = t.now.Add(t.opt.BusyPause)
+		t.stand(p)
 		t.pause(busyPause, pause{until: p.busyUntil, p: p})
 	case Corrupt:
 	default:
@@ -373,6 +381,7 @@ func (e Uploading) apply(t *Tracker) {
 	}
 	was := p.mute()
 	p.slots, p.other = e.Slots, max(0, e.Other)
+	t.stand(p)
 	if p.mute() != was {
 		for _, m := range p.members {
 			if p.mute() {
@@ -386,12 +395,12 @@ func (e Uploading) apply(t *Tracker) {
 }
 
 func (e Tick) apply(t *Tracker) {
-	for x := t.leases.front; x != nil && !x.deadline.After(t.now); x = t.leases.front {
+	for x := t.leases.front(); x != nil && !x.deadline.After(t.now); x = t.leases.front() {
 		t.noOrigin(x.to)
 		x.forgotten()
 		t.sever(x, &x.to.c.all, true)
 	}
-	for x := t.transfers.front; x != nil && !x.deadline.After(t.now); x = t.transfers.front {
+	for x := t.transfers.front(); x != nil && !x.deadline.After(t.now); x = t.transfers.front() {
 		t.avoid(x.to, x.from.peer)
 		x.forgotten()
 		t.sever(x, &x.to.c.all, true)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -12,32 +13,48 @@ import (
 )
 
 // swarmed is a Tracker with n peers that all want all of one blob of 1 GiB,
-// without a model of how fast bytes are: any transfer may end next.
+// without a model of how fast bytes are: any transfer may end next. What it
+// notes itself is small and found by number, so that it is the Tracker that is
+// measured.
 type swarmed struct {
 	tracker *Tracker
 	now     time.Time
 	shape   Shape
 	chance  *rand.Rand
-	going   []Have // what will arrive
+	ids     []PeerID // the seed's, then those of the others
+	blob    *content // as soon as there is one
+	going   []due    // what will arrive
+	room    []Run    // of what arrives
 	grants  int
 	leased  int // pieces
 
 	// Peers that start an image read these places; where they are.
 	reads []Run
-	at    map[PeerID]int
+	at    []int
 	wants uint64
 }
 
-func newSwarmed(n int, slots int) *swarmed {
-	s := &swarmed{tracker: New(Options{}), now: time.Unix(0, 0), shape: Shape{1 << 30, 16 << 10},
-		chance: rand.New(rand.NewPCG(1, 2))}
-	s.step(PeerJoined{ID: "seed", Seed: true, UploadSlots: slots})
-	for i := range n {
-		s.step(PeerJoined{ID: PeerID(fmt.Sprint("p", i)), UploadSlots: slots})
+// due is a transfer under way.
+type due struct {
+	peer  int32
+	lease bool
+	first span
+	rest  []Run // after the first
+}
+
+func newSwarm(n, slots int, shape Shape) *swarmed {
+	s := &swarmed{tracker: New(Options{}), now: time.Unix(0, 0), shape: shape, chance: rand.New(rand.NewPCG(1, 2))}
+	for i := range n + 1 {
+		s.ids = append(s.ids, PeerID(fmt.Sprint("p", i)))
+		s.step(PeerJoined{ID: s.ids[i], Seed: i == 0, UploadSlots: slots})
 	}
-	for i := range n {
-		s.step(Want{Peer: PeerID(fmt.Sprint("p", i)), Blob: "x", Shape: s.shape, ID: 1, Runs: []Run{{0, s.shape.pieces()}},
-			Priority: blob.Background})
+	return s
+}
+
+func newSwarmed(n int, slots int) *swarmed {
+	s := newSwarm(n, slots, Shape{1 << 30, 16 << 10})
+	for _, id := range s.ids[1:] {
+		s.step(Want{Peer: id, Blob: "x", Shape: s.shape, ID: 1, Runs: []Run{{0, s.shape.pieces()}}, Priority: blob.Background})
 	}
 	return s
 }
@@ -48,18 +65,22 @@ func (s *swarmed) step(e Event) {
 		if !ok {
 			continue
 		}
+		peer, err := strconv.Atoi(string(g.To[1:]))
+		if err != nil {
+			panic(err)
+		}
 		s.grants += len(g.Parts)
 		for _, p := range g.Parts {
-			h := Have{Peer: g.To, Blob: g.Blob, Runs: p.Runs}
-			if len(p.Sources) == 0 {
-				for _, r := range p.Runs {
+			d := due{peer: int32(peer), lease: len(p.Sources) == 0, first: span{int32(p.Runs[0].First), int32(p.Runs[0].End())}}
+			if len(p.Runs) > 1 {
+				d.rest = p.Runs[1:]
+			}
+			for _, r := range p.Runs {
+				if d.lease {
 					s.leased += r.Count
-					for q := r.First; q < r.End(); q++ {
-						h.Sums = append(h.Sums, PieceSum{Piece: q, Sum: sumOf(q, false)})
-					}
 				}
 			}
-			s.going = append(s.going, h)
+			s.going = append(s.going, d)
 		}
 	}
 }
@@ -69,16 +90,29 @@ func (s *swarmed) arrive() bool {
 	if len(s.going) == 0 {
 		return false
 	}
+	if s.blob == nil {
+		s.blob = s.tracker.blobs["x"]
+	}
 	i, last := s.chance.IntN(len(s.going)), len(s.going)-1
-	for c := s.tracker.blobs["x"]; len(s.going[i].Sums) == 0 && !c.summed.has(s.going[i].Runs[0].First); {
+	for !s.going[i].lease && !s.blob.summed.has(int(s.going[i].first.lo)) {
 		i = s.chance.IntN(len(s.going)) // relayed, and not there yet
 	}
-	h := s.going[i]
+	d := s.going[i]
 	s.going[i] = s.going[last]
+	s.going[last] = due{}
 	s.going = s.going[:last]
+	s.room = append(append(s.room[:0], Run{int(d.first.lo), int(d.first.hi - d.first.lo)}), d.rest...)
+	h := Have{Peer: s.ids[d.peer], Blob: "x", Runs: s.room}
+	if d.lease {
+		for _, r := range h.Runs {
+			for q := r.First; q < r.End(); q++ {
+				h.Sums = append(h.Sums, PieceSum{Piece: q, Sum: sumOf(q, false)})
+			}
+		}
+	}
 	s.step(h)
-	if p := s.tracker.peers[h.Peer]; s.reads != nil && !p.Seed && p.wants.len() == 0 {
-		s.read(h.Peer)
+	if s.reads != nil && d.peer > 0 && s.tracker.peers[h.Peer].wants.len() == 0 {
+		s.read(int(d.peer))
 	}
 	return true
 }
@@ -129,17 +163,13 @@ const startReads = 300
 // the other, and is blocked on each. Half of them begin when one of the others
 // has got somewhere.
 func newStarting(n int) *swarmed {
-	s := &swarmed{tracker: New(Options{}), now: time.Unix(0, 0), shape: Shape{512 << 20, 16 << 10},
-		chance: rand.New(rand.NewPCG(1, 2)), at: map[PeerID]int{}}
+	s := newSwarm(n, 64, Shape{512 << 20, 16 << 10})
+	s.at = make([]int, n+1)
 	for range startReads {
 		s.reads = append(s.reads, Run{s.chance.IntN(s.shape.pieces() - 64), 1 + s.chance.IntN(64)})
 	}
-	s.step(PeerJoined{ID: "seed", Seed: true, UploadSlots: 64})
-	for i := range n {
-		s.step(PeerJoined{ID: PeerID(fmt.Sprint("p", i)), UploadSlots: 64})
-	}
-	for i := range n {
-		s.read(PeerID(fmt.Sprint("p", i)))
+	for i := 1; i <= n; i++ {
+		s.read(i)
 		for range s.chance.IntN(4) {
 			s.arrive()
 		}
@@ -148,19 +178,18 @@ func newStarting(n int) *swarmed {
 }
 
 // read has a peer want what it reads next and has not got.
-func (s *swarmed) read(id PeerID) {
-	for ; s.at[id] < len(s.reads); s.at[id]++ {
-		have := newSet(s.shape.pieces())
-		if c := s.tracker.blobs["x"]; c != nil && c.of(s.tracker.peers[id]) != nil {
-			have = *c.of(s.tracker.peers[id]).have
+func (s *swarmed) read(i int) {
+	for ; s.at[i] < len(s.reads); s.at[i]++ {
+		lacks := newSet(s.shape.pieces())
+		lacks.addRuns(s.reads[s.at[i] : s.at[i]+1])
+		if s.blob != nil {
+			if m := s.blob.of(s.tracker.peers[s.ids[i]]); m != nil {
+				lacks.removeSet(m.have)
+			}
 		}
-		r := s.reads[s.at[id]]
-		lacks := newSet(have.n)
-		lacks.addRuns([]Run{r})
-		lacks.removeSet(&have)
 		if lacks.count > 0 {
 			s.wants++
-			s.step(Want{Peer: id, Blob: "x", Shape: s.shape, ID: s.wants, Runs: lacks.list(), Priority: blob.Demand})
+			s.step(Want{Peer: s.ids[i], Blob: "x", Shape: s.shape, ID: s.wants, Runs: lacks.list(), Priority: blob.Demand})
 			return
 		}
 	}

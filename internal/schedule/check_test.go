@@ -51,11 +51,16 @@ func (k *checker) failf(format string, args ...any) {
 func (k *checker) deadlines(what string, q *queue) {
 	k.seen -= q.length
 	length := 0
-	for x := q.front; x != nil; x = x.behind {
+	var ahead *transfer
+	for i, x := range q.at {
+		if x == nil {
+			continue
+		}
 		length++
-		if x.behind != nil && (x.deadline.After(x.behind.deadline) || x.behind.ahead != x) {
+		if ahead != nil && ahead.deadline.After(x.deadline) || int(x.place) != i || i < q.begin {
 			k.failf("%s: deadlines out of order", what)
 		}
+		ahead = x
 	}
 	if length != q.length {
 		k.failf("%s: %d, says %d", what, length, q.length)
@@ -82,6 +87,9 @@ func (k *checker) peer(id PeerID, p *peer) {
 	}
 	if used != p.used {
 		k.failf("%s: %d slots used, says %d", id, used, p.used)
+	}
+	if k.t.standings[p.number] != (standing{int32(p.used), int32(p.free())}) {
+		k.failf("%s: stands as %v", id, k.t.standings[p.number])
 	}
 	if pieces != p.pieces || pieces > k.t.opt.MaxPieces || len(p.members) > k.t.opt.MaxBlobs {
 		k.failf("%s: %d pieces, says %d, of %d blobs", id, pieces, p.pieces, len(p.members))
@@ -216,6 +224,19 @@ func (k *checker) tallies(c *content) {
 			}
 		}
 	}
+	for i := range c.queue {
+		q := &c.queue[i]
+		for chunk, some := range q.some {
+			alone := chunks{}
+			if alone.change(chunk, mask{}, some); q.index != nil {
+				for b, word := range q.index[chunk/64] {
+					if (word^alone[b])>>(chunk%64)&1 != 0 {
+						k.failf("%s: of line %d chunk %d shows something else in block %d", c.name, i, chunk, b)
+					}
+				}
+			}
+		}
+	}
 	if offered != c.offered || wanted != c.wanted || fulls != c.fulls || late != c.late {
 		k.failf("%s: tallies are wrong", c.name)
 	}
@@ -274,10 +295,10 @@ func (k *checker) member(m *member) {
 	if m.listed != (some && !m.muted && !m.aside) {
 		k.failf("%s: %s listed %v, has some %v", c.name, id, m.listed, some)
 	}
-	if m.listed && m.asFull != m.isFull() || m.isFull() != (m.have.count == c.n) {
+	if m.listed && m.asFull != m.isFull() || m.isFull() != (int(m.have.count) == c.n) {
 		k.failf("%s: %s full %v", c.name, id, m.isFull())
 	}
-	if c.all.count != c.n || m.have.n != c.n {
+	if int(c.all.count) != c.n || m.have.size() != c.n {
 		k.failf("%s: everything is %d", c.name, c.all.count)
 	}
 	a := m.act
@@ -293,14 +314,14 @@ func (k *checker) member(m *member) {
 	receiving, leased, near := newSet(c.n), newSet(c.n), newSet(c.n)
 	for i, x := range a.in {
 		k.seen++
-		if x.inAt != i || x.to != m || x.pieces.count == 0 || x.pieces.next(0) < int(x.in.lo) || x.pieces.next(int(x.in.hi)) < c.n {
+		if int(x.inAt) != i || x.to != m || x.pieces.count == 0 || x.pieces.next(0) < int(x.in.lo) || x.pieces.next(int(x.in.hi)) < c.n {
 			k.failf("%s: %s transfer %d misplaced or empty", c.name, id, i)
 		}
 		if common(&receiving, &x.pieces, 0) < c.n || common(m.have, &x.pieces, 0) < c.n {
 			k.failf("%s: %s is sent pieces twice or for nothing: %v", c.name, id, x.pieces.list())
 		}
 		receiving.addSet(&x.pieces)
-		if x.from == nil || x.hops < c.hops {
+		if x.from == nil || int(x.hops) < c.hops {
 			near.addSet(&x.pieces)
 		}
 		if x.from == nil {
@@ -318,7 +339,7 @@ func (k *checker) member(m *member) {
 		if x.bulk {
 			bulk++
 		}
-		if x.outAt != i || x.from != m || x.to.act == nil || x.to.act.in[x.inAt].transfer != x {
+		if int(x.outAt) != i || x.from != m || x.to.act == nil || x.to.act.in[x.inAt].transfer != x {
 			k.failf("%s: %s sends %d misplaced", c.name, id, i)
 		}
 	}

@@ -49,18 +49,6 @@ func (d *dense) at(c int) int {
 	return i
 }
 
-// word returns the w-th 64 pieces of a chunk. Of a full one at the end of the blob it
-// has pieces which the blob has not.
-func (d *dense) word(c, w int) uint64 {
-	switch {
-	case d.full.has(c):
-		return ^uint64(0)
-	case d.mixed.has(c):
-		return d.chunks[d.at(c)][w]
-	}
-	return 0
-}
-
 // scan returns the first piece from p on whose bit is set after flipping, or n
 // or more.
 func (d *dense) scan(p int, flip uint64, n int) int {
@@ -115,18 +103,44 @@ func (d *dense) common(o *dense, p, end int) int {
 		for ; some != 0; some &= some - 1 {
 			c := i*64 + bits.TrailingZeros64(some)
 			p = max(p, c*chunkBits)
-			for w := p / 64 % len(chunk{}); w < len(chunk{}) && p < end; w++ {
-				if word := d.word(c, w) & o.word(c, w) &^ (1<<(p%64) - 1); word != 0 {
-					return c*chunkBits + w*64 + bits.TrailingZeros64(word)
-				}
-				p = c*chunkBits + (w+1)*64
-			}
 			if p >= end {
 				return end
+			}
+			if some&-some&d.full[i]&o.full[i] != 0 {
+				return p
+			}
+			if q := d.commonIn(o, c, p%chunkBits); q < chunkBits {
+				return c*chunkBits + q
 			}
 		}
 	}
 	return end
+}
+
+// commonIn returns the place in a chunk, from p on, of the first piece that is in
+// both sets, of which both have some and not both have all, or chunkBits.
+func (d *dense) commonIn(o *dense, c, p int) int {
+	var k chunk
+	switch {
+	case d.full.has(c):
+		k = o.chunks[o.at(c)]
+	case o.full.has(c):
+		k = d.chunks[d.at(c)]
+	default:
+		a, b := &d.chunks[d.at(c)], &o.chunks[o.at(c)]
+		for w := range k {
+			k[w] = a[w] & b[w]
+		}
+	}
+	w := p / 64
+	for word := k[w] &^ (1<<(p%64) - 1); ; word = k[w] {
+		if word != 0 {
+			return w*64 + bits.TrailingZeros64(word)
+		}
+		if w++; w == len(k) {
+			return chunkBits
+		}
+	}
 }
 
 // put has the pieces from lo up to and not including hi in the set, or not, and

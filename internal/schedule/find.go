@@ -48,6 +48,11 @@ const (
 	sampleHints = 8
 	hintedFits  = 8
 
+	// idle is how many transfers one has less under way that is taken because it
+	// is remembered. If all are taken that are, however busy, those who come at
+	// the same time all wait for the same few.
+	idle = 2
+
 	// sampleHolders is how many are compared that have the piece, and sampleSeconds
 	// how many of a ring are looked at for a second source.
 	sampleHolders = 8
@@ -86,10 +91,14 @@ func (s *search) piece(p int) *member {
 	s.wanted = mask{}
 	b := p / c.grain
 	s.wanted[b/64] = 1 << (b % 64)
-	var room [sampleHints]*member
-	if m := s.near(s.hinted(p, room[:0]), hintedFits); m != nil {
+	if m := s.holder(p); m != nil {
 		return m
 	}
+	var room [sampleHints]*member
+	if m := s.near(s.hinted(p, room[:0]), hintedFits); m != nil && m.peer.used < idle {
+		return m
+	}
+	s.relay, s.relays = nil, 0
 	some, all := s.recent(p)
 	if m := s.near(some, firstFits); m != nil || all {
 		return m
@@ -97,9 +106,40 @@ func (s *search) piece(p int) *member {
 	return s.near(nil, len(c.order)+1)
 }
 
+// holder returns one that has got p lately, and has all that is needed from there
+// on, has next to nothing else to send and is as near as can be, or nil: no other is
+// better, and nothing is looked at of them.
+func (s *search) holder(p int) *member {
+	w, c := s.w, s.w.m.c
+	if c.lately == nil {
+		return nil
+	}
+	end := min(s.need.gap(p), p+c.maxRun)
+	list := &c.lately[p/c.grain].at
+	for i := range list {
+		r := &list[(i+int(w.seq%latelyMembers))%latelyMembers]
+		if p < r.got.from() || p >= r.got.end() || r.m == nil || s.t.standings[r.peer].used >= idle {
+			continue
+		}
+		if m := r.m; m.listed && m.peer.free() > 0 && m.have.gap(p) >= end && c.summed.has(p) &&
+			!m.suspect && !m.peer.Seed && w.m.peer.beside(m.peer) && !w.m.avoids(m.peer) {
+			return m
+		}
+	}
+	return nil
+}
+
+// beside reports whether no peer is nearer to p than o.
+func (p *peer) beside(o *peer) bool {
+	if p.rack != "" {
+		return o.rack == p.rack
+	}
+	return p.zone == "" || o.zone == p.zone
+}
+
 // hinted adds to some those that were remembered for having, or being about to
-// have, p and may be asked, as many as there is room for. Of the others nothing
-// is looked at.
+// have, p, have next to nothing else to send and may be asked, as many as there is
+// room for. Of the others nothing is looked at.
 func (s *search) hinted(p int, some []*member) []*member {
 	c := s.w.m.c
 	if c.recent == nil {
@@ -108,7 +148,7 @@ func (s *search) hinted(p int, some []*member) []*member {
 	list := c.recent[p/c.grain]
 	for i := range list {
 		r := &list[(i+int(s.w.seq%recentMembers))%len(list)]
-		if p < int(r.last.lo) || p >= int(r.last.hi) {
+		if p < r.last.from() || p >= r.last.end() || s.t.standings[r.peer].used >= idle {
 			continue
 		}
 		if m := r.m; m.listed && m.peer.free() > 0 && !m.isFull() && !s.w.m.avoids(m.peer) {
@@ -242,14 +282,19 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 		if name.full {
 			seek = mask{}
 		}
-		t.scan(c.ring(name), seek, func(m *member) bool {
-			if s.masked && !name.full && !m.shown.meets(s.wanted) || w.m.avoids(m.peer) {
+		wary := w.m.act != nil && len(w.m.act.avoid) > 0
+		t.scan(c.ring(name), seek, func(e *listed) bool {
+			if s.masked && !name.full && !e.m.shown.meets(s.wanted) || wary && w.m.avoids(e.m.peer) {
 				return false
 			}
 			if fits--; fits < 0 {
 				return true
 			}
-			return consider(m)
+			if best != nil && most == whole && int(t.standings[e.peer].used) >= best.peer.used {
+				tries++ // it is no better, whatever it has
+				return tries == sampleHolders
+			}
+			return consider(e.m)
 		})
 	}
 	if best != nil && s.relay != nil && s.single && best.peer.used >= t.opt.Width && s.relay.peer.used < best.peer.used {
@@ -310,7 +355,8 @@ func (t *Tracker) second(w *want, x *transfer) *member {
 		if name.level == suspected {
 			break
 		}
-		t.scan(c.ring(name), seek, func(m *member) bool {
+		t.scan(c.ring(name), seek, func(e *listed) bool {
+			m := e.m
 			if m != x.from && m != x.to && !x.to.avoids(m.peer) && c.holdsAll(m, &x.pieces) {
 				found = m
 			}

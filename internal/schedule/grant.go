@@ -138,7 +138,8 @@ func (t *Tracker) feed(w *want, need *set) bool {
 	for _, full := range []bool{true, false} {
 		var src *member
 		p := 0
-		t.scan(w.m.c.ring(ringName{level: seeding, full: full, spare: true}), mask{}, func(m *member) bool {
+		t.scan(w.m.c.ring(ringName{level: seeding, full: full, spare: true}), mask{}, func(e *listed) bool {
+			m := e.m
 			if !w.m.avoids(m.peer) && w.fit(need, m, w.m.c.everything()) != useless {
 				src, p = m, w.rarest(need, m, 1)
 			}
@@ -214,7 +215,7 @@ func (w *want) take(need *set, m *member, in span, most int) set {
 	out := newSet(m.c.n)
 	for p := int(in.lo); ; {
 		lo, hi := w.offered(need, m, p)
-		hi = min(hi, int(in.hi), lo+most-out.count)
+		hi = min(hi, int(in.hi), lo+most-int(out.count))
 		if lo >= hi {
 			return out
 		}

@@ -92,7 +92,7 @@ func (t *Tracker) leaseAt(w *want, need *set, p int) bool {
 		in.hi = min(in.hi, c.block(p, c.extent).hi)
 	}
 	pieces := newSet(c.n)
-	for q := p; q < int(in.hi) && pieces.count < length; q = need.next(q + 1) {
+	for q := p; q < int(in.hi) && int(pieces.count) < length; q = need.next(q + 1) {
 		if t.mayRead(w, q) && c.reservedUntil(q, w.m.peer) == q && !to.offers(q) {
 			pieces.add(q, q+1)
 		}

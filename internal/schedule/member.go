@@ -208,7 +208,7 @@ func (m *member) gain(got, moved *set) {
 	}
 	m.have.addSet(got)
 	m.holds = m.holds.or(m.c.maskOf(got))
-	if m.have.count == m.c.n {
+	if m.have.count == m.have.n {
 		m.countAll(-1)
 		m.have, m.own = &m.c.all, newSet(m.c.n)
 		m.countAll(1)

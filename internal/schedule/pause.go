@@ -34,6 +34,7 @@ func (t *Tracker) resume(kind pauseKind, p pause) {
 	case busyPause:
 		if !p.p.busyUntil.After(t.now) {
 			p.p.busyUntil = time.Time{}
+			t.stand(p.p)
 			t.wakePeer(p.p)
 		}
 	case avoidPause:

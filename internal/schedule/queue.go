@@ -1,35 +1,43 @@
 package schedule
 
 // queue is transfers, those with the nearest deadline in front: whoever makes
-// progress goes to the back. Its links are in the transfers.
+// progress goes to the back. One that leaves leaves a gap, and nothing is looked at
+// of its neighbours, which are far away.
 type queue struct {
-	front, back *transfer
-	length      int
+	at     []*transfer // nil where one has left
+	begin  int         // where the first is, or later than all gaps before it
+	length int
+}
+
+// front returns the one with the nearest deadline, or nil.
+func (q *queue) front() *transfer {
+	for ; q.begin < len(q.at); q.begin++ {
+		if x := q.at[q.begin]; x != nil {
+			return x
+		}
+	}
+	return nil
 }
 
 func (q *queue) push(x *transfer) {
-	x.ahead, x.behind = q.back, nil
-	if q.back == nil {
-		q.front = x
-	} else {
-		q.back.behind = x
+	if len(q.at) > 2*q.length+64 {
+		kept := q.at[:0]
+		for _, x := range q.at {
+			if x != nil {
+				x.place = int32(len(kept))
+				kept = append(kept, x)
+			}
+		}
+		clear(q.at[len(kept):])
+		q.at, q.begin = kept, 0
 	}
-	q.back = x
+	x.place = int32(len(q.at))
+	q.at = append(q.at, x)
 	q.length++
 }
 
 func (q *queue) remove(x *transfer) {
-	if x.ahead == nil {
-		q.front = x.behind
-	} else {
-		x.ahead.behind = x.behind
-	}
-	if x.behind == nil {
-		q.back = x.ahead
-	} else {
-		x.behind.ahead = x.ahead
-	}
-	x.ahead, x.behind = nil, nil
+	q.at[x.place] = nil
 	q.length--
 }
 

@@ -11,7 +11,7 @@ type ring struct {
 // are passed by, and nothing is looked at of those.
 type listed struct {
 	m      *member
-	peer   *peer // of m: one look less
+	peer   int32 // the number of its peer: one look less
 	marked mask  // of m
 }
 
@@ -83,7 +83,7 @@ func (t *Tracker) list(m *member) {
 			m.c.rings[name] = r
 		}
 		m.pos[i] = int32(len(r.at))
-		r.at = append(r.at, listed{m, m.peer, m.marked})
+		r.at = append(r.at, listed{m, m.peer.number, m.marked})
 	}
 }
 
@@ -201,7 +201,7 @@ func (m *member) isIn(name ringName) bool {
 // those only that may have something there, until it returns true, from where
 // the last scan ended. Those that have no slot are set aside, so that nobody
 // comes past them again before they have.
-func (t *Tracker) scan(r *ring, seek mask, f func(*member) bool) {
+func (t *Tracker) scan(r *ring, seek mask, f func(*listed) bool) {
 	if r == nil {
 		return
 	}
@@ -214,20 +214,20 @@ func (t *Tracker) scan(r *ring, seek mask, f func(*member) bool) {
 	t.scanPart(r, 0, start, seek, f)
 }
 
-func (t *Tracker) scanPart(r *ring, from, to int, seek mask, f func(*member) bool) bool {
+func (t *Tracker) scanPart(r *ring, from, to int, seek mask, f func(*listed) bool) bool {
 	all := seek == mask{}
 	for i := from; i < min(to, len(r.at)); {
 		if !all && !r.at[i].marked.meets(seek) {
 			i++
 			continue
 		}
-		m := r.at[i].m
-		if r.at[i].peer.free() <= 0 {
-			t.setAside(m)
+		e := &r.at[i]
+		if t.standings[e.peer].free <= 0 {
+			t.setAside(e.m)
 			continue
 		}
 		i++
-		if f(m) {
+		if f(e) {
 			r.next = i
 			return true
 		}

@@ -7,26 +7,42 @@ type span struct{ lo, hi int32 }
 
 // fewSpans is how many runs a set has in itself. Most sets are what is on its
 // way to somebody, and that is not more.
-const fewSpans = 4
+const fewSpans = 5
 
-// set is a set of the pieces of one blob: a few runs, or bits.
+// set is a set of the pieces of one blob: a few runs, or bits. All that goes on has
+// several, so they are small.
 type set struct {
 	bits  *dense
-	count int // how many pieces are in the set
-	n     int // how many the blob has
-	runs  int // how many of few there are, if there are no bits
-	few   [fewSpans]span
+	count int32 // how many pieces are in the set
+	n     int32 // how many the blob has
+	runs  int32 // how many of few there are, if there are no bits
+	few   [fewSpans]brief
 }
 
-func newSet(n int) set { return set{n: n} }
+// brief is a run in a set, its last piece included: a blob has no more of them than
+// fit.
+type brief struct{ lo, last uint16 }
+
+func briefly(lo, hi int) brief { return brief{uint16(lo), uint16(hi - 1)} }
+
+func (r brief) span() span { return span{int32(r.lo), int32(r.last) + 1} }
+
+func (r brief) from() int { return int(r.lo) }
+
+func (r brief) end() int { return int(r.last) + 1 }
+
+func newSet(n int) set { return set{n: int32(n)} }
+
+// size returns how many pieces the blob has.
+func (s *set) size() int { return int(s.n) }
 
 func (s *set) has(p int) bool {
 	if s.bits != nil {
-		return p < s.n && s.bits.has(p)
+		return p < s.size() && s.bits.has(p)
 	}
 	for i := range s.few[:s.runs] {
-		if r := s.few[i]; int(r.hi) > p {
-			return int(r.lo) <= p
+		if r := s.few[i]; r.end() > p {
+			return r.from() <= p
 		}
 	}
 	return false
@@ -35,30 +51,30 @@ func (s *set) has(p int) bool {
 // next returns the first piece in the set from p on, or n.
 func (s *set) next(p int) int {
 	if s.bits != nil {
-		return min(s.bits.scan(p, 0, s.n), s.n)
+		return min(s.bits.scan(p, 0, s.size()), s.size())
 	}
 	for i := range s.few[:s.runs] {
-		if r := s.few[i]; int(r.hi) > p {
-			return max(p, int(r.lo))
+		if r := s.few[i]; r.end() > p {
+			return max(p, r.from())
 		}
 	}
-	return s.n
+	return s.size()
 }
 
 // gap returns the first piece not in the set from p on, or n.
 func (s *set) gap(p int) int {
 	if s.bits != nil {
-		return min(s.bits.scan(p, ^uint64(0), s.n), s.n)
+		return min(s.bits.scan(p, ^uint64(0), s.size()), s.size())
 	}
 	for i := range s.few[:s.runs] {
-		if r := s.few[i]; int(r.hi) > p {
-			if int(r.lo) > p {
-				return min(p, s.n)
+		if r := s.few[i]; r.end() > p {
+			if r.from() > p {
+				return min(p, s.size())
 			}
-			return int(r.hi)
+			return r.end()
 		}
 	}
-	return min(p, s.n)
+	return min(p, s.size())
 }
 
 // add puts the pieces from lo up to and not including hi into the set.
@@ -73,7 +89,8 @@ func (s *set) add(lo, hi int) {
 	var out [fewSpans + 1]span
 	k := 0
 	merged, placed := span{int32(lo), int32(hi)}, false
-	for _, r := range s.few[:s.runs] {
+	for i := range s.few[:s.runs] {
+		r := s.few[i].span()
 		switch {
 		case r.hi < merged.lo:
 			out[k] = r
@@ -84,7 +101,7 @@ func (s *set) add(lo, hi int) {
 			k++
 		case !placed:
 			merged.lo, merged.hi = min(merged.lo, r.lo), max(merged.hi, r.hi)
-			s.count -= int(r.hi - r.lo)
+			s.count -= r.hi - r.lo
 			continue
 		}
 		out[k] = r
@@ -94,7 +111,7 @@ func (s *set) add(lo, hi int) {
 		out[k] = merged
 		k++
 	}
-	s.count += int(merged.hi - merged.lo)
+	s.count += merged.hi - merged.lo
 	s.become(out[:k])
 }
 
@@ -109,13 +126,14 @@ func (s *set) remove(lo, hi int) {
 	}
 	var out [fewSpans + 1]span
 	k := 0
-	for _, r := range s.few[:s.runs] {
+	for i := range s.few[:s.runs] {
+		r := s.few[i].span()
 		if int(r.hi) <= lo || int(r.lo) >= hi {
 			out[k] = r
 			k++
 			continue
 		}
-		s.count -= int(min(r.hi, int32(hi)) - max(r.lo, int32(lo)))
+		s.count -= min(r.hi, int32(hi)) - max(r.lo, int32(lo))
 		if int(r.lo) < lo {
 			out[k] = span{r.lo, int32(lo)}
 			k++
@@ -131,23 +149,26 @@ func (s *set) remove(lo, hi int) {
 // become has the set, which has no bits, be of those runs.
 func (s *set) become(runs []span) {
 	if len(runs) <= fewSpans {
-		s.runs = copy(s.few[:], runs)
+		s.runs = int32(len(runs))
+		for i, r := range runs {
+			s.few[i] = briefly(int(r.lo), int(r.hi))
+		}
 		return
 	}
 	s.bits, s.runs = &dense{}, 0
 	for _, r := range runs {
-		s.bits.put(int(r.lo), int(r.hi), true, s.n)
+		s.bits.put(int(r.lo), int(r.hi), true, s.size())
 	}
 }
 
 func (s *set) put(lo, hi int, on bool) {
-	s.count += s.bits.put(lo, hi, on, s.n)
+	s.count += int32(s.bits.put(lo, hi, on, s.size()))
 	switch s.count {
 	case 0:
 		s.bits, s.runs = nil, 0
 	case s.n:
 		s.bits, s.runs = nil, 1
-		s.few[0] = span{0, int32(s.n)}
+		s.few[0] = briefly(0, s.size())
 	}
 }
 
@@ -164,7 +185,7 @@ func (s *set) clone() set {
 // addRuns puts runs into the set, cut to the blob.
 func (s *set) addRuns(runs []Run) {
 	for _, r := range runs {
-		lo, hi := cut(r, s.n)
+		lo, hi := cut(r, s.size())
 		s.add(lo, hi)
 	}
 }
@@ -173,11 +194,11 @@ func (s *set) addRuns(runs []Run) {
 func (s *set) each(f func(lo, hi int)) {
 	if s.bits == nil {
 		for i := range s.runs {
-			f(int(s.few[i].lo), int(s.few[i].hi))
+			f(s.few[i].from(), s.few[i].end())
 		}
 		return
 	}
-	for lo := s.next(0); lo < s.n; {
+	for lo := s.next(0); lo < s.size(); {
 		hi := s.gap(lo)
 		f(lo, hi)
 		lo = s.next(hi)
@@ -186,7 +207,7 @@ func (s *set) each(f func(lo, hi int)) {
 
 // addSet puts what is in other into the set.
 func (s *set) addSet(other *set) {
-	for lo := other.next(0); lo < other.n; {
+	for lo := other.next(0); lo < other.size(); {
 		hi := other.gap(lo)
 		s.add(lo, hi)
 		lo = other.next(hi)
@@ -199,7 +220,7 @@ func (s *set) removeSet(other *set) {
 		return
 	}
 	// Mostly one of them is small and the other is not.
-	for p := common(s, other, 0); p < s.n; {
+	for p := common(s, other, 0); p < s.size(); {
 		end := min(s.gap(p), other.gap(p))
 		s.remove(p, end)
 		p = common(s, other, end)
@@ -208,8 +229,8 @@ func (s *set) removeSet(other *set) {
 
 // both returns what is in both sets.
 func both(a, b *set) set {
-	out := newSet(a.n)
-	for p := common(a, b, 0); p < a.n; p = common(a, b, p) {
+	out := set{n: a.n}
+	for p := common(a, b, 0); p < a.size(); p = common(a, b, p) {
 		end := min(a.gap(p), b.gap(p))
 		out.add(p, end)
 		p = end
@@ -221,7 +242,7 @@ func both(a, b *set) set {
 func (s *set) list() []Run { return s.appendTo(nil) }
 
 func (s *set) appendTo(out []Run) []Run {
-	for lo := s.next(0); lo < s.n; {
+	for lo := s.next(0); lo < s.size(); {
 		hi := s.gap(lo)
 		out = append(out, Run{lo, hi - lo})
 		lo = s.next(hi)
@@ -234,27 +255,27 @@ func (s *set) hull() span {
 	lo := s.next(0)
 	hi := lo
 	if s.bits != nil {
-		hi = s.n
+		hi = s.size()
 	} else if s.runs > 0 {
-		hi = int(s.few[s.runs-1].hi)
+		hi = s.few[s.runs-1].end()
 	}
 	return span{int32(lo), int32(hi)}
 }
 
 // common returns the first piece from p on that is in both sets, or n.
-func common(a, b *set, p int) int { return commonWithin(a, b, p, a.n) }
+func common(a, b *set, p int) int { return commonWithin(a, b, p, a.size()) }
 
 // commonWithin returns the first piece from p on that is in both sets, or n if
 // there is none before end.
 func commonWithin(a, b *set, p, end int) int {
 	if a.count == 0 || b.count == 0 {
-		return a.n
+		return a.size()
 	}
 	if a.bits != nil && b.bits != nil {
 		if p = a.bits.common(b.bits, p, end); p < end {
 			return p
 		}
-		return a.n
+		return a.size()
 	}
 	for p < end {
 		p = a.next(p)
@@ -264,7 +285,7 @@ func commonWithin(a, b *set, p, end int) int {
 		}
 		p = q
 	}
-	return a.n
+	return a.size()
 }
 
 // cut returns the pieces of r that a blob of n pieces has.

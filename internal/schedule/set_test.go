@@ -36,7 +36,7 @@ func FuzzSet(f *testing.F) {
 					delete(want, p)
 				}
 			}
-			if s.count != len(want) || b.count != len(want) {
+			if int(s.count) != len(want) || b.count != len(want) {
 				t.Fatalf("after %v %v: counts %d and %d, want %d", r, on, s.count, b.count, len(want))
 			}
 		}

@@ -60,7 +60,7 @@ func (t *Tracker) Blob(name string) (BlobState, bool) {
 		if m.act.receiving.count > 0 {
 			s.Receiving++
 		}
-		s.Leased += m.act.leased.count
+		s.Leased += int(m.act.leased.count)
 		s.Wants += len(m.act.wants)
 	}
 	return s, true

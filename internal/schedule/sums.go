@@ -73,8 +73,8 @@ func (t *Tracker) spread(m *member, news *set) {
 // sumsOf returns the known digests of pieces. Those of one run are not copied:
 // what has been given out is never written again.
 func (c *content) sumsOf(pieces *set) []PieceSum {
-	if lo := pieces.next(0); pieces.gap(lo) == lo+pieces.count && c.summed.gap(lo) >= lo+pieces.count {
-		hi := lo + pieces.count
+	lo := pieces.next(0)
+	if hi := lo + int(pieces.count); pieces.gap(lo) == hi && c.summed.gap(lo) >= hi {
 		return c.sums[lo:hi:hi]
 	}
 	out := make([]PieceSum, 0, pieces.count)

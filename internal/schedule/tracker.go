@@ -19,6 +19,9 @@ type Tracker struct {
 	pieces int      // that blobs have
 	seeds  []string // the names of peers that are seeds and stay, in order
 
+	standings   []standing // by peer.number
+	freeNumbers []int32    // those of peers that have left
+
 	// Those with the nearest deadline are in front: whoever makes progress goes
 	// to the back.
 	leases, transfers queue
@@ -76,7 +79,9 @@ type peer struct {
 	slots       int       // it has
 	busyUntil   time.Time // zero unless it said that it is busy; a Tick clears it
 	leaving     bool
+	number      int32 // in Tracker.standings, or -1 if it has left
 	at          index[*content, *member]
+	wants       index[uint64, *want]
 
 	PeerJoined        // but for UploadSlots, see slots
 	rack, zone string // what rings are named by, empty if unknown
@@ -84,7 +89,6 @@ type peer struct {
 	members []*member
 	aside   []*member // taken out of their rings until a slot is free
 	pieces  int       // that the blobs of its members have
-	wants   index[uint64, *want]
 }
 
 // free returns how many more transfers p can serve now.
@@ -136,7 +140,8 @@ type content struct {
 	wanted  tally
 
 	recent recents
-	turn   uint32 // of the last that was remembered
+	turn   uint32   // of the last that was remembered
+	lately []lately // per block; nil as long as nobody has got anything
 
 	// What seeds read for others, nobody being blocked, and nobody else has or is
 	// being sent; how many transfers seeds serve of it; and whether somebody was
@@ -215,12 +220,11 @@ type transfer struct {
 	second      PeerID  // who was offered as second source, or empty
 	want        *want   // nil if this is a lease for the sake of others
 	pieces      set
-	hops        int  // how many that were being sent pieces themselves they came over at first
-	inAt, outAt int  // in to.act.in and from.act.out
-	bulk        bool // nobody is blocked on it: content.bulk or from.bulkOut counts it
+	hops        int32 // how many that were being sent pieces themselves they came over at first
+	inAt, outAt int32 // in to.act.in and from.act.out
+	place       int32 // in Tracker.leases or Tracker.transfers
+	bulk        bool  // nobody is blocked on it: content.bulk or from.bulkOut counts it
 	deadline    time.Time
-
-	ahead, behind *transfer // in Tracker.leases or Tracker.transfers
 }
 
 // inbound is a transfer to a member, and among which pieces its are.

@@ -29,7 +29,7 @@ type parcel struct {
 func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 	c, a := to.c, to.busy()
 	x := t.freeTransfers.take()
-	*x = transfer{to: to, from: from, pieces: pieces, inAt: len(a.in)}
+	*x = transfer{to: to, from: from, pieces: pieces, inAt: int32(len(a.in))}
 	box := &parcel{}
 	part := &box.parts[0]
 	part.Runs = pieces.appendTo(box.runs[:0])
@@ -42,7 +42,7 @@ func (t *Tracker) begin(w *want, to, from *member, pieces set) {
 	} else {
 		t.beginFrom(w, x, box)
 	}
-	near := from == nil || x.hops < c.hops
+	near := from == nil || int(x.hops) < c.hops
 	if near {
 		a.near.addSet(&pieces)
 	}
@@ -98,9 +98,10 @@ func (t *Tracker) beginFrom(w *want, x *transfer, box *parcel) {
 			x.hops = up.hops + 1
 		}
 	}
-	x.outAt = len(out.out)
+	x.outAt = int32(len(out.out))
 	out.out = append(out.out, x)
 	x.from.peer.used++
+	t.stand(x.from.peer)
 	if w.bulk() {
 		x.bulk = true
 		x.from.bulkOut++
@@ -163,6 +164,7 @@ func (t *Tracker) release(x *transfer) {
 	m, p := x.from, x.from.peer
 	free, spare := p.free() > 0, t.spare(m)
 	p.used--
+	t.stand(p)
 	if x.bulk {
 		m.bulkOut--
 		if p.Seed {
@@ -277,6 +279,7 @@ func (t *Tracker) arrive(m *member, got *set) {
 	if moved.count < got.count && !m.isFull() {
 		c.remember(m, got)
 	}
+	c.note(m, got)
 	t.hush(m, got)
 	t.list(m)
 	t.wakeMember(m, got.hull(), false)
