@@ -58,7 +58,7 @@ func library(t *testing.T, size int, needed ...string) []byte {
 func TestFetchAheadOfCommand(t *testing.T) {
 	testkit.NeedMount(t)
 	w := newWorld()
-	const large = 5 << 20
+	const large = 10 << 20
 	w.bodies = map[string][]byte{
 		"usr/bin/node":         library(t, 4096, "libnode.so.1"),
 		"usr/lib/libnode.so.1": library(t, large, "libdep.so.1"),

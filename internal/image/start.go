@@ -56,11 +56,14 @@ var byName = map[string][]string{
 
 const (
 	// maxStartFiles bounds how many files are fetched ahead of a start.
-	// maxStartBytes is the largest program or library that is fetched whole: of
-	// a larger one nobody knows which parts are needed. maxWholeBytes is that
-	// of files which are known to be used all over.
+	// maxStartBytes is the largest file that is fetched whole, maxMainBytes the
+	// largest program that the image's command is, of which more is needed: of
+	// larger ones nobody knows which parts are. maxWholeBytes is that of files
+	// which are known to be used all over. OpenSSL's library and Python fall
+	// just below the first two, and are read from end to end.
 	maxStartFiles = 128
-	maxStartBytes = 4 << 20
+	maxStartBytes = 5 << 20
+	maxMainBytes  = 8 << 20
 	maxWholeBytes = 32 << 20
 	// maxFrontBytes is how large a program is at most that does nothing but call
 	// the library it is a front of, and maxConstBytes how much read-only data of
@@ -313,9 +316,14 @@ type program struct {
 	whole   bool     // it will be used all over
 }
 
+// small reports whether all of it is fetched whatever is used of it.
+func (f program) small() bool {
+	return f.entry.Size <= maxStartBytes || f.program && f.entry.Size <= maxMainBytes
+}
+
 // wholly reports whether it is too large to be fetched whole at once, and is.
 func (f program) wholly() bool {
-	return f.whole && f.entry.Size > maxStartBytes && f.entry.Size <= maxWholeBytes
+	return f.whole && !f.small() && f.entry.Size <= maxWholeBytes
 }
 
 func (s *starter) add(list []program, name string, folders []string) []program {
@@ -336,7 +344,7 @@ func partsOf(files []program) spans {
 	parts := make(spans)
 	for _, f := range files {
 		off, end := f.entry.DataOff, f.entry.DataOff+f.entry.Size
-		if f.entry.Size <= maxStartBytes {
+		if f.small() {
 			parts.add(f.layer, off, end)
 			continue
 		}
