@@ -22,9 +22,12 @@ type content struct {
 	refs int // guarded by s.mu
 
 	// mu guards what follows; changed is broadcast when any of it changes that
-	// somebody may wait for. Order: mu, s.mu.
+	// somebody may wait for. So much happens that those do not wait for it who are
+	// many: readers of jobs, whom job.moved wakes, and who waits for digests, whom
+	// summed does. Order: mu, s.mu.
 	mu        sync.Mutex
 	changed   *sync.Cond
+	summed    *sync.Cond
 	owner     *Link     // the scheduler that knows this blob; nil if none does
 	told      time.Time // since when that was there when it was told about this blob
 	jobs      []*job
@@ -66,7 +69,7 @@ func (s *Swarm) content(d digest.Digest, size int64) *content {
 		sums: map[int]schedule.Sum{}, groups: map[int]schedule.Sum{}, banned: map[string]bool{},
 		have: newSet(geometryOf(size).n),
 	}
-	c.changed = sync.NewCond(&c.mu)
+	c.changed, c.summed = sync.NewCond(&c.mu), sync.NewCond(&c.mu)
 	if s.contents[d] == nil {
 		s.contents[d] = c
 		close(s.coming)
@@ -176,8 +179,8 @@ func (c *content) needed(p *part) schedule.Run {
 			continue
 		}
 		for _, span := range j.spans {
-			q := both(p.left, j.need, span.First)
-			if q < span.End() && q < best.First {
+			end := min(span.End(), best.First)
+			if q := both(p.left, j.need, span.First, end); q < end {
 				best = schedule.Run{First: q, Count: 1}
 			}
 		}
@@ -190,18 +193,6 @@ func (c *content) needed(p *part) schedule.Run {
 		best.Count++
 	}
 	return best
-}
-
-// both returns the first piece from p on that is in a and in b, or n.
-func both(a, b *set, p int) int {
-	for p < a.n {
-		q := b.next(a.next(p, true), true)
-		if q < a.n && a.has(q) {
-			return q
-		}
-		p = q
-	}
-	return a.n
 }
 
 // wanted reports whether a job waits for piece p. Caller holds c.mu.
@@ -252,6 +243,7 @@ func (c *content) deliver(k chunk) (taken []schedule.Run) {
 		}
 	}
 	c.changed.Broadcast()
+	c.summed.Broadcast() // the rest of a group may be compared now
 	return taken
 }
 
@@ -286,6 +278,7 @@ func (c *content) remove(p *part) {
 	}
 	p.over = true
 	c.changed.Broadcast()
+	c.summed.Broadcast()
 }
 
 // leave ends j: what nobody else waits for is not fetched any more. Caller
@@ -314,6 +307,15 @@ func (c *content) withdraw(j *job) {
 		if !j.done() {
 			c.send(schedule.Cancel{Blob: c.name(), Want: id})
 		}
+	}
+}
+
+// wakeAll wakes all who wait for something. Caller holds c.mu.
+func (c *content) wakeAll() {
+	c.changed.Broadcast()
+	c.summed.Broadcast()
+	for _, j := range c.jobs {
+		j.moved.Broadcast()
 	}
 }
 
@@ -356,12 +358,14 @@ type report struct {
 	runs  []schedule.Run
 	sums  []schedule.PieceSum
 	last  time.Time // when something was told last
+	due   time.Time // when timer fires
 	timer *time.Timer
 }
 
-// Arrivals are put together for reportEvery before they are told; for
-// reportSums, or a group, if others may wait for the digests that come with
-// them.
+// Arrivals are put together until reportEvery after the last that were told, for
+// which others wait with links that carry nothing: 100 ms make a blob of 256 MiB
+// take 5 % longer to reach 8 nodes. Digests that come with them are told by
+// reportSums, or when there are those of a group.
 const (
 	reportEvery = 20 * time.Millisecond
 	reportSums  = 2 * time.Millisecond
@@ -378,15 +382,20 @@ func (c *content) arrived(run schedule.Run, sums []schedule.PieceSum) {
 		r.runs = append(r.runs, run)
 	}
 	r.sums = append(r.sums, sums...)
-	wait := reportEvery - time.Since(r.last)
+	now := time.Now()
+	due := r.last.Add(reportEvery)
 	if len(sums) > 0 {
-		wait = reportSums - time.Since(r.last)
+		due = r.last.Add(reportSums)
 	}
 	switch {
-	case wait <= 0 || len(r.sums) >= schedule.Group:
+	case len(r.sums) >= schedule.Group || !due.After(now):
 		c.flush()
-	case r.timer == nil:
-		r.timer = time.AfterFunc(wait, func() {
+	case r.timer == nil || due.Before(r.due):
+		if r.timer != nil {
+			r.timer.Stop()
+		}
+		r.due = due
+		r.timer = time.AfterFunc(due.Sub(now), func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.flush()

@@ -105,6 +105,17 @@ func (s *set) next(p int, in bool) int {
 	return s.n
 }
 
+// both returns the first piece from p on, up to and not including end, that is
+// in a and in b, or end.
+func both(a, b *set, p, end int) int {
+	for ; p < end; p = (p/64 + 1) * 64 {
+		if w := (a.bits[p/64] & b.bits[p/64]) >> (p % 64); w != 0 {
+			return min(p+bits.TrailingZeros64(w), end)
+		}
+	}
+	return end
+}
+
 // empty reports whether nothing is in the set.
 func (s *set) empty() bool { return s.count == 0 }
 

@@ -74,6 +74,7 @@ type job struct {
 	err    error
 	since  time.Time // of the last progress
 	timer  *time.Timer
+	moved  *sync.Cond  // of c.mu; broadcast when ready or err changed
 	stop   func() bool // of what wakes the reader when ctx ends
 }
 
@@ -81,7 +82,7 @@ func newJob(ctx context.Context, h *remote, ranges []blob.Range) *job {
 	c := h.c
 	j := &job{
 		h: h, c: c, ctx: ctx, prio: blob.PriorityOf(ctx), ranges: ranges,
-		need: newSet(c.geo.n), ready: map[int]chunk{}, since: time.Now(),
+		need: newSet(c.geo.n), ready: map[int]chunk{}, since: time.Now(), moved: sync.NewCond(&c.mu),
 	}
 	for _, r := range ranges {
 		run := c.geo.around(r)
@@ -108,6 +109,7 @@ func newJob(ctx context.Context, h *remote, ranges []blob.Range) *job {
 func (j *job) fail(err error) {
 	if j.err == nil {
 		j.err = err
+		j.moved.Broadcast()
 		j.c.changed.Broadcast()
 	}
 }
@@ -148,6 +150,7 @@ func (j *job) accept(geo geometry, k chunk) []schedule.Run {
 	if len(runs) > 0 {
 		j.since = time.Now()
 		j.arm()
+		j.moved.Broadcast()
 	}
 	return runs
 }
@@ -180,7 +183,7 @@ func (j *job) take() (chunk, bool, error) {
 		case c.s.ctx.Err() != nil:
 			return chunk{}, false, blob.Errorf(blob.Unavailable, "read %v: this node is stopping", j.h.ref)
 		}
-		c.changed.Wait()
+		j.moved.Wait()
 	}
 }
 
@@ -192,6 +195,7 @@ func (j *job) end() {
 	defer c.mu.Unlock()
 	if j.err == nil {
 		j.err = errEnded
+		j.moved.Broadcast()
 	}
 	if j.timer != nil {
 		j.timer.Stop()

@@ -307,6 +307,7 @@ func (l *Link) grant(a schedule.Grant) {
 		}
 	}
 	c.wake()
+	c.changed.Broadcast()
 	if a.Want != 0 {
 		c.idle(a.Want)
 	}
@@ -400,7 +401,7 @@ func (c *content) learn(sums []schedule.PieceSum) {
 			c.sums[s.Piece] = s.Sum
 		}
 	}
-	c.changed.Broadcast()
+	c.summed.Broadcast()
 }
 
 // refused fails who wanted what makes no sense. Caller holds c.mu.

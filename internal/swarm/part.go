@@ -217,7 +217,7 @@ func (c *content) receive(p *part, j *job, g *segment, rc io.Reader) (wanted boo
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		late = true
-		c.changed.Broadcast()
+		c.summed.Broadcast()
 	}).Stop()
 	for g.passed < g.run.Count {
 		k, err := c.verified(p, g)
@@ -237,7 +237,7 @@ func (c *content) receive(p *part, j *job, g *segment, rc io.Reader) (wanted boo
 		if late || c.s.ctx.Err() != nil {
 			return false, errNoSums
 		}
-		c.changed.Wait()
+		c.summed.Wait()
 	}
 	return true, nil
 }
@@ -318,6 +318,7 @@ func (c *content) keep(p *part, g *segment, k int, sums []schedule.PieceSum) {
 		for i := range out.count { // the rest of a group may need them
 			c.sums[out.first+i] = g.sums[out.first-g.run.First+i]
 		}
+		c.summed.Broadcast() // also where nothing is delivered
 	}
 	if p.over {
 		return // another worker was quicker with what it had
@@ -330,6 +331,7 @@ func (c *content) keep(p *part, g *segment, k int, sums []schedule.PieceSum) {
 		c.arrived(run, slices.DeleteFunc(slices.Clone(sums), func(s schedule.PieceSum) bool {
 			return s.Piece < run.First || s.Piece >= run.End()
 		}))
+		p.told = p.progress // that something arrived says that it goes on
 	}
 	if !p.local && !p.stale && !p.over && p.progress.Sub(p.told) > progressEvery {
 		p.told = p.progress
@@ -482,7 +484,7 @@ func (c *content) originFailed(p *part, j *job, err error) {
 // c.mu.
 func (c *content) inherit(p *part) {
 	for _, x := range c.jobs {
-		if x.err == nil && both(p.left, x.need, 0) < c.geo.n {
+		if x.err == nil && both(p.left, x.need, 0, c.geo.n) < c.geo.n {
 			p.job = x
 			break
 		}

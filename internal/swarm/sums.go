@@ -26,7 +26,11 @@ import (
 type sumFiles struct {
 	dir string // empty: nothing is kept
 
-	mu sync.Mutex // guards all files
+	// mu guards all files, and what follows: the one that was written last, which
+	// stays open, for there is more to come most of the time. Nil if none is.
+	mu   sync.Mutex
+	last *os.File
+	of   digest.Digest // what last is about
 }
 
 const sumRecord = 4 + 32 + 4
@@ -51,18 +55,43 @@ func (s *sumFiles) add(d digest.Digest, sums []schedule.PieceSum) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f, err := os.OpenFile(s.path(d), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		if os.MkdirAll(s.dir, 0o700) == nil {
-			f, err = os.OpenFile(s.path(d), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-		}
+	if f := s.open(d); f != nil {
+		// Whatever fails here, the scheduler has the sums for now.
+		_, _ = f.Write(p)
+	}
+}
+
+// open returns the file about d, to append to, or nil. Caller holds s.mu.
+func (s *sumFiles) open(d digest.Digest) *os.File {
+	if s.last != nil && s.of == d {
+		return s.last
+	}
+	s.shut()
+	const how = os.O_WRONLY | os.O_APPEND | os.O_CREATE
+	f, err := os.OpenFile(s.path(d), how, 0o600)
+	if errors.Is(err, fs.ErrNotExist) && os.MkdirAll(s.dir, 0o700) == nil {
+		f, err = os.OpenFile(s.path(d), how, 0o600)
 	}
 	if err != nil {
-		return
+		return nil
 	}
-	// Whatever fails here, the scheduler has the sums for now.
-	_, _ = f.Write(p)
-	_ = f.Close()
+	s.last, s.of = f, d
+	return f
+}
+
+// shut closes the file that is open. Caller holds s.mu.
+func (s *sumFiles) shut() {
+	if s.last != nil {
+		_ = s.last.Close() // nothing is lost that writing did not lose
+		s.last = nil
+	}
+}
+
+// close closes what is open. Sums that are added later open it again.
+func (s *sumFiles) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut()
 }
 
 // load returns what is known of a blob of n pieces, in order.
@@ -104,5 +133,8 @@ func (s *sumFiles) forget(d digest.Digest) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.of == d {
+		s.shut()
+	}
 	_ = os.Remove(s.path(d)) // if it stays, it is read and says the same again
 }

@@ -131,11 +131,12 @@ func (s *Swarm) Close() {
 	s.cancel()
 	for _, c := range s.all() {
 		c.mu.Lock()
-		c.changed.Broadcast()
+		c.wakeAll()
 		c.mu.Unlock()
 		c.release()
 	}
 	s.wg.Wait()
+	s.sums.close()
 }
 
 // all returns what is known of all blobs in use, to be released.
