@@ -356,7 +356,9 @@ func partsOf(files []program) spans {
 				front = f.entry.Size / 8
 			}
 			parts.add(f.layer, off, off+front)
-			parts.add(f.layer, end-1, end)
+			if !f.wholly() { // or it comes with what is used, or is not used
+				parts.add(f.layer, end-1, end)
+			}
 		} else {
 			parts.add(f.layer, off, off+1)
 		}

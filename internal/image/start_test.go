@@ -74,14 +74,16 @@ func TestPartsOf(t *testing.T) {
 	parts := partsOf([]program{
 		{located: file(0, 4096, 100), path: "/bin/small"},
 		{located: file(0, 8192, large), path: "/bin/large", program: true},
-		{located: file(1, 0, large), path: "/lib/libx.so.1", whole: true},
+		{located: file(1, 0, maxWholeBytes), path: "/lib/libx.so.1", whole: true},
+		{located: file(3, 0, large), path: "/lib/liby.so.1"},
 		{located: file(1, large, large), path: "/share/data"},
 		{located: file(2, 0, maxWholeBytes+1), path: "/share/more", whole: true},
 	})
 	wantParts := spans{
 		0: {{Off: 4096, End: 4196}, {Off: 8192, End: 8192 + maxStartBytes}, {Off: 8192 + large - 1, End: 8192 + large}},
-		1: {{Off: 0, End: 1}, {Off: large - 1, End: large}, {Off: large, End: large + 1}},
+		1: {{Off: 0, End: 1}, {Off: large, End: large + 1}},
 		2: {{Off: 0, End: 1}},
+		3: {{Off: 0, End: 1}, {Off: large - 1, End: large}},
 	}
 	if !reflect.DeepEqual(parts, wantParts) {
 		t.Errorf("parts are %v, want %v", parts, wantParts)
