@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+
+	"skimmer/internal/blob"
 )
 
 // location says where in a blob its table of contents lies.
@@ -68,6 +70,18 @@ func parseFooter(tail []byte, size int64) (location, error) {
 		}
 	}
 	return location{}, errNoFooter
+}
+
+// TOCOffset returns where, as its footer says, the compressed table of contents
+// begins in a layer of size bytes whose last bytes are tail: 72 are enough for
+// every footer there is. Errors: Invalid where there is none, or one that points
+// outside the layer.
+func TOCOffset(tail []byte, size int64) (int64, error) {
+	loc, err := parseFooter(tail, size)
+	if err != nil {
+		return 0, blob.Errorf(blob.Invalid, "find table of contents: %w", err)
+	}
+	return loc.off, nil
 }
 
 // parseGzipFooter returns the offset in a gzip footer p whose extra field,

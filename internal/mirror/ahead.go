@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/estargz"
 	"skimmer/internal/origin"
 )
 
@@ -189,11 +188,14 @@ func (m *Mirror) readLayer(ctx context.Context, p *pull, f *foreseen) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	toc, ok := f.toc, f.toc > 0
-	if !ok {
-		toc, ok = tocOffset(tail)
+	toc := f.toc
+	if toc == 0 {
+		var err error
+		if toc, err = estargz.TOCOffset(tail, size); err != nil {
+			return nil // it cannot be read lazily, whatever the manifest says
+		}
 	}
-	if !ok || toc <= 0 || toc >= size {
+	if toc >= size {
 		return nil
 	}
 	toc -= toc % clientChunk
@@ -232,41 +234,9 @@ func (m *Mirror) touch(ctx context.Context, o opening, r blob.Range, see func(of
 	return err
 }
 
-// The annotations of layers that can be read lazily: stargz-snapshotter's for
-// eStargz; for zstd:chunked, where the table of contents is, as
-// "offset:length:uncompressed length:type", in both spellings.
-const (
-	annotationDigest           = "containerd.io/snapshot/stargz/toc.digest"
-	annotationPosition         = "io.containers.zstd-chunked.manifest-position"
-	annotationStoragesPosition = "io.github.containers.zstd-chunked.manifest-position"
-)
-
 // tocIn returns whether annotations say that a layer has a table of contents,
 // and where, if they tell: else it is 0.
 func tocIn(annotations map[string]string) (off int64, lazy bool) {
-	for _, name := range []string{annotationPosition, annotationStoragesPosition} {
-		if v, ok := annotations[name]; ok {
-			first, _, _ := strings.Cut(v, ":")
-			off, _ = strconv.ParseInt(first, 10, 64) // 0 is as good as no offset
-			return max(off, 0), true
-		}
-	}
-	_, lazy = annotations[annotationDigest]
-	return 0, lazy
-}
-
-// tocOffset returns where an eStargz layer says, in its last bytes, that its
-// table of contents begins. What is read by it is the layer's in any case, so it
-// need not be right.
-func tocOffset(tail []byte) (int64, bool) {
-	const word, digits = "STARGZ", 16
-	// The field is followed by an empty block of deflate and the end of the gzip
-	// member (stargz-snapshotter, docs/estargz.md, "Footer").
-	end := len(tail) - 13
-	if end < digits+len(word) || string(tail[end-len(word):end]) != word {
-		return 0, false
-	}
-	end -= len(word)
-	off, err := strconv.ParseInt(string(tail[end-digits:end]), 16, 64)
-	return off, err == nil
+	want, opts := estargz.Promised(annotations)
+	return opts.TOCOff, want != "" || opts.CompressedDigest != "" || opts.TOCOff > 0
 }

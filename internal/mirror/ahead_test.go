@@ -19,6 +19,7 @@ import (
 
 	"skimmer/internal/blob"
 	"skimmer/internal/blob/blobtest"
+	"skimmer/internal/estargz"
 	"skimmer/internal/origin"
 	"skimmer/internal/testkit"
 )
@@ -78,7 +79,7 @@ func addLazy(t *testing.T, reg *testkit.Registry, layers ...[]byte) (image blob.
 	for _, p := range layers {
 		doc.Layers = append(doc.Layers, ocispec.Descriptor{
 			MediaType: ocispec.MediaTypeImageLayerGzip, Digest: reg.AddBlob("some/repo", p).Digest, Size: int64(len(p)),
-			Annotations: map[string]string{annotationDigest: digest.FromString("toc").String()},
+			Annotations: map[string]string{estargz.TOCDigestAnnotation: digest.FromString("toc").String()},
 		})
 	}
 	data, err := json.Marshal(doc)
@@ -252,29 +253,17 @@ func TestShare(t *testing.T) {
 	})
 }
 
-func FuzzTOCOffset(f *testing.F) {
-	p := lazyLayer(1, 300, 123)
-	f.Add(p[len(p)-tailBytes:])
-	f.Add([]byte("STARGZ"))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		off, ok := tocOffset(p)
-		if ok && !strings.Contains(string(p), "STARGZ") {
-			t.Errorf("found %d in nothing", off)
-		}
-	})
-}
-
 func TestTOCIn(t *testing.T) {
 	for _, c := range []struct {
 		name, value string
 		off         int64
 		lazy        bool
 	}{
-		{annotationDigest, "sha256:ab", 0, true},
-		{annotationPosition, "123:45:678:1", 123, true},
-		{annotationStoragesPosition, "123:45:678:1", 123, true},
-		{annotationPosition, "-1:2", 0, true},
-		{annotationPosition, "x", 0, true},
+		{estargz.TOCDigestAnnotation, "sha256:ab", 0, true},
+		{estargz.ManifestPositionAnnotation, "123:45:678:1", 123, true},
+		{"io.github.containers.zstd-chunked.manifest-position", "123:45:678:1", 123, true},
+		{estargz.ManifestPositionAnnotation, "-1:2:3:1", 0, false},
+		{estargz.ManifestChecksumAnnotation, "sha256:ab", 0, true},
 		{"org.opencontainers.image.title", "123:45", 0, false},
 	} {
 		if off, lazy := tocIn(map[string]string{c.name: c.value}); off != c.off || lazy != c.lazy {

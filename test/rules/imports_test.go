@@ -32,7 +32,7 @@ var layers = map[string]layer{
 	"internal/store":           {[]string{"internal/blob"}, "a Source over any Source"},
 	"internal/mirror/ranges":   {[]string{"internal/blob"}, "answers about any blob, whoever asks for it"},
 	"internal/mirror/forward":  {[]string{"internal/blob", "internal/mirror/ranges"}, "what is answered by the mirror or the swarm is handed in"},
-	"internal/mirror": {[]string{"internal/blob", "internal/origin", "internal/origin/exchange", "internal/mirror/ranges"},
+	"internal/mirror": {[]string{"internal/blob", "internal/estargz", "internal/origin", "internal/origin/exchange", "internal/mirror/ranges"},
 		"answers clients of registries; where bytes come from is handed in"},
 	"internal/schedule":       {[]string{"internal/blob"}, "decides who fetches what from whom: no clock, no network, no disk"},
 	"internal/transfer":       {[]string{"internal/blob"}, "moves ranges between peers; what is served, and from whom to ask, is handed in"},
