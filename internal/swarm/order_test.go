@@ -50,3 +50,30 @@ func TestArrivalsAreToldBeforeWants(t *testing.T) {
 		t.Errorf("sent %v: want what arrived told before what is wanted", r.sent)
 	}
 }
+
+// TestWholeGroupIsFetchedForWhoWaits has one reader wait for the middle of a group
+// that can only be compared whole: fetching begins before what it waits for, and is
+// for it all the same.
+func TestWholeGroupIsFetchedForWhoWaits(t *testing.T) {
+	w := newWorld(t)
+	ref := w.origin.add(make([]byte, 2*schedule.Group*smallestPiece))
+	h := &remote{s: w.node("one", options{}).swarm, ref: ref}
+	h.c = h.s.content(ref.Digest, ref.Size)
+	defer h.c.release()
+	c := h.c
+	j := newJob(t.Context(), h, []blob.Range{c.geo.bytes(schedule.Run{First: schedule.Group + 5, Count: 1})})
+	defer j.end()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.jobs = append(c.jobs, j)
+	p := &part{left: newSet(c.geo.n)}
+	p.left.add(schedule.Run{First: 0, Count: c.geo.n})
+	run, who := c.due(p)
+	if want := (schedule.Run{First: schedule.Group, Count: schedule.Group}); run != want || who != j {
+		t.Errorf("due(0 to %d) = %v for job %p, want %v for %p", c.geo.n, run, who, want, j)
+	}
+	j.need.remove(j.spans[0])
+	if run, who := c.due(p); run.Count != 0 || who != nil {
+		t.Errorf("due() = %v for job %p when nobody waits", run, who)
+	}
+}

@@ -52,18 +52,11 @@ func (c *content) employ(p *part, i int) {
 func (c *content) work(p *part, i int) {
 	for {
 		c.mu.Lock()
-		run := c.needed(p)
-		run = c.grouped(p, run)
+		run, j := c.due(p)
 		if p.over || run.Count == 0 {
 			p.workers--
 			c.mu.Unlock()
 			return
-		}
-		var j *job
-		for _, x := range c.jobs {
-			if x.err == nil && x.need.has(run.First) && (j == nil || x.prio < j.prio) {
-				j = x
-			}
 		}
 		var runs []schedule.Run
 		if p.lease {
@@ -81,6 +74,20 @@ func (c *content) work(p *part, i int) {
 			return
 		}
 	}
+}
+
+// due returns what is to be fetched of p next, and the most urgent of the jobs
+// that wait for it, or nothing. Caller holds c.mu.
+func (c *content) due(p *part) (run schedule.Run, j *job) {
+	if run = c.needed(p); run.Count == 0 {
+		return run, nil
+	}
+	for _, x := range c.jobs {
+		if x.err == nil && x.need.has(run.First) && (j == nil || x.prio < j.prio) {
+			j = x
+		}
+	}
+	return c.grouped(p, run), j // a group may begin before what is waited for
 }
 
 // grouped returns run with the pieces of p before and behind it without which
