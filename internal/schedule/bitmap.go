@@ -51,6 +51,21 @@ func (b *bitmap) nextBefore(p, end int) int {
 	return end
 }
 
+// gapBefore returns the first piece not in the set from p on, or end or more if
+// there is none before end.
+func (b *bitmap) gapBefore(p, end int) int {
+	for i := p / 64; i*64 < end; i++ {
+		word := ^b.words[i]
+		if i == p/64 {
+			word &^= 1<<(p%64) - 1
+		}
+		if word != 0 {
+			return i*64 + bits.TrailingZeros64(word)
+		}
+	}
+	return end
+}
+
 // gap returns the first piece not in the set from p on, or n.
 func (b *bitmap) gap(p int) int {
 	return b.first(p, func(i int) uint64 { return ^b.words[i] })

@@ -6,6 +6,14 @@ import (
 	"slices"
 )
 
+// marked returns the mark of member i.
+func (r *ring) marked(i int) (k mask) {
+	for w := range k {
+		k[w] = r.marks[i/8][w][i%8]
+	}
+	return k
+}
+
 // check returns what is wrong with t's state between two steps, as the package
 // comment has it and as the indexes over it promise. It derives everything
 // anew from the members, piece by piece.
@@ -73,7 +81,9 @@ func (k *checker) deadlines(what string, q *queue) {
 func (k *checker) peer(id PeerID, p *peer) {
 	used, wants, pieces := 0, 0, 0
 	for i, m := range p.members {
-		pieces += m.c.n
+		if pieces += m.c.n; m.number != p.number || m.seed != p.Seed {
+			k.failf("%s: member %d is of another peer", id, i)
+		}
 		if m.index != i || m.c.of(p) != m || k.t.blobs[m.c.name] != m.c {
 			k.failf("%s: member %d is not in its blob", id, i)
 		}
@@ -85,11 +95,16 @@ func (k *checker) peer(id PeerID, p *peer) {
 			k.failf("%s: aside %v", id, m.aside)
 		}
 	}
-	if used != p.used {
-		k.failf("%s: %d slots used, says %d", id, used, p.used)
+	stands := k.t.standings[p.number]
+	if used != int(stands.used) {
+		k.failf("%s: %d slots used, says %d", id, used, stands.used)
 	}
-	if k.t.standings[p.number] != (standing{int32(p.used), int32(p.free())}) {
-		k.failf("%s: stands as %v", id, k.t.standings[p.number])
+	room := p.slots - p.other
+	if p.leaving || !p.busyUntil.IsZero() {
+		room = 0
+	}
+	if int(stands.room) != room {
+		k.failf("%s: stands as %v", id, stands)
 	}
 	if pieces != p.pieces || pieces > k.t.opt.MaxPieces || len(p.members) > k.t.opt.MaxBlobs {
 		k.failf("%s: %d pieces, says %d, of %d blobs", id, pieces, p.pieces, len(p.members))
@@ -97,7 +112,7 @@ func (k *checker) peer(id PeerID, p *peer) {
 	if wants != p.wants.len() || len(p.members) != p.at.len() {
 		k.failf("%s: %d wants, says %d", id, wants, p.wants.len())
 	}
-	if len(p.aside) > 0 && p.free() > 0 {
+	if len(p.aside) > 0 && stands.free() > 0 {
 		k.failf("%s: has free slots and is aside", id)
 	}
 	if slices.Contains(k.t.seeds, string(id)) != (p.Seed && !p.leaving) {
@@ -265,7 +280,7 @@ func (k *checker) rings(c *content) {
 			if m.act != nil {
 				offers = offers.or(c.maskOf(&m.act.receiving))
 			}
-			if e.marked != m.marked || offers.and(e.marked) != offers {
+			if r.marked(i) != m.marked || offers.and(m.marked) != offers {
 				k.failf("%s: %s is in a ring unseen", c.name, m.peer.ID)
 			}
 			if !m.listed || !m.isIn(name) || int(m.pos[slot[name.level]]) != i {
@@ -431,7 +446,7 @@ func (k *checker) waits(name string, w *want) {
 			offered++
 			holds := o.have.has(p) && c.summed.has(p)
 			sent := o.act != nil && (o.act.near.has(p) || !w.bulk() && o.act.receiving.has(p))
-			if (holds || sent) && o.peer.free() > 0 && (!w.bulk() || int(o.bulkOut) < k.t.opt.BulkWidth) {
+			if (holds || sent) && k.t.standing(o).free() > 0 && (!w.bulk() || int(o.bulkOut) < k.t.opt.BulkWidth) {
 				k.failf("%s waits for %d, which %s has", name, p, o.peer.ID)
 			}
 		}
@@ -445,7 +460,7 @@ func (k *checker) waits(name string, w *want) {
 		for _, id := range k.t.seeds {
 			s := k.t.peers[PeerID(id)]
 			o := c.of(s)
-			if s.free() > 0 && !m.avoids(s) && !c.dropped[s.ID] && (o == nil || !o.offers(p) && (o.act == nil || o.act.noOrigin.IsZero())) {
+			if k.t.free(s) > 0 && !m.avoids(s) && !c.dropped[s.ID] && (o == nil || !o.offers(p) && (o.act == nil || o.act.noOrigin.IsZero())) {
 				k.failf("%s waits for %d and %s could read it", name, p, id)
 			}
 		}

@@ -95,7 +95,7 @@ func (s *search) piece(p int) *member {
 		return m
 	}
 	var room [sampleHints]*member
-	if m := s.near(s.hinted(p, room[:0]), hintedFits); m != nil && m.peer.used < idle {
+	if m := s.near(s.hinted(p, room[:0]), hintedFits); m != nil && s.t.standing(m).used < idle {
 		return m
 	}
 	s.relay, s.relays = nil, 0
@@ -114,15 +114,15 @@ func (s *search) holder(p int) *member {
 	if c.lately == nil {
 		return nil
 	}
-	end := min(s.need.gap(p), p+c.maxRun)
+	end := min(s.need.gapBefore(p, p+c.maxRun), p+c.maxRun, c.n)
 	list := &c.lately[p/c.grain].at
 	for i := range list {
 		r := &list[(i+int(w.seq%latelyMembers))%latelyMembers]
 		if p < r.got.from() || p >= r.got.end() || r.m == nil || s.t.standings[r.peer].used >= idle {
 			continue
 		}
-		if m := r.m; m.listed && m.peer.free() > 0 && m.have.gap(p) >= end && c.summed.has(p) &&
-			!m.suspect && !m.peer.Seed && w.m.peer.beside(m.peer) && !w.m.avoids(m.peer) {
+		if m := r.m; m.listed && s.t.standing(m).free() > 0 && m.have.gapBefore(p, end) >= end && c.summed.has(p) &&
+			!m.suspect && !m.seed && w.m.peer.beside(m.peer) && !w.m.avoids(m.peer) {
 			return m
 		}
 	}
@@ -151,7 +151,7 @@ func (s *search) hinted(p int, some []*member) []*member {
 		if p < r.last.from() || p >= r.last.end() || s.t.standings[r.peer].used >= idle {
 			continue
 		}
-		if m := r.m; m.listed && m.peer.free() > 0 && !m.isFull() && !s.w.m.avoids(m.peer) {
+		if m := r.m; m.listed && s.t.standing(m).free() > 0 && !m.isFull() && !s.w.m.avoids(m.peer) {
 			if some = append(some, m); len(some) == cap(some) {
 				break
 			}
@@ -175,7 +175,7 @@ func (s *search) recent(p int) (some []*member, all bool) {
 			continue
 		}
 		offer++
-		if m.listed && m.peer.free() > 0 && !s.w.m.avoids(m.peer) {
+		if m.listed && s.t.standing(m).free() > 0 && !s.w.m.avoids(m.peer) {
 			some = append(some, m)
 		}
 	}
@@ -207,7 +207,7 @@ func (s *search) any() *member {
 		some := make([]*member, 0, recentMembers)
 		for _, r := range c.recently(p) {
 			m := r.m
-			if m.listed && m.peer.free() > 0 && !m.isFull() && !s.w.m.avoids(m.peer) && (!s.w.bulk() || s.t.spare(m)) {
+			if m.listed && s.t.standing(m).free() > 0 && !m.isFull() && !s.w.m.avoids(m.peer) && (!s.w.bulk() || s.t.spare(m)) {
 				some = append(some, m)
 			}
 		}
@@ -247,10 +247,14 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 	if s.single && !name.full && c.avail.of(p) == 0 {
 		return nil
 	}
+	ring := c.ring(name)
+	if len(some) == 0 && (ring == nil || len(ring.at) == 0) {
+		return nil
+	}
 	var best *member
 	most, tries, whole := 0, 0, 0
 	if s.single {
-		whole = min(need.gap(p)-p, c.maxRun)
+		whole = min(need.gapBefore(p, p+c.maxRun), p+c.maxRun, c.n) - p
 	}
 	consider := func(m *member) bool {
 		switch s.fit(need, m) {
@@ -259,14 +263,14 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 				best = m
 				return true
 			}
-			run := min(whole, m.have.gap(p)-p)
-			if run > most || run == most && m.peer.used < best.peer.used {
+			run := min(whole, m.have.gapBefore(p, p+whole)-p)
+			if run > most || run == most && t.standing(m).used < t.standing(best).used {
 				best, most = m, run
 			}
 			tries++
-			return most == whole && best.peer.used < 2 || tries == sampleHolders
+			return most == whole && t.standing(best).used < 2 || tries == sampleHolders
 		case relays:
-			if s.relays++; s.relay == nil || s.relays <= sampleMembers && m.peer.used < s.relay.peer.used {
+			if s.relays++; s.relay == nil || s.relays <= sampleMembers && t.standing(m).used < t.standing(s.relay).used {
 				s.relay = m
 			}
 		}
@@ -283,21 +287,21 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 			seek = mask{}
 		}
 		wary := w.m.act != nil && len(w.m.act.avoid) > 0
-		t.scan(c.ring(name), seek, func(e *listed) bool {
+		t.scan(ring, seek, func(e *listed) bool {
 			if s.masked && !name.full && !e.m.shown.meets(s.wanted) || wary && w.m.avoids(e.m.peer) {
 				return false
 			}
 			if fits--; fits < 0 {
 				return true
 			}
-			if best != nil && most == whole && int(t.standings[e.peer].used) >= best.peer.used {
+			if best != nil && most == whole && t.standings[e.peer].used >= t.standing(best).used {
 				tries++ // it is no better, whatever it has
 				return tries == sampleHolders
 			}
 			return consider(e.m)
 		})
 	}
-	if best != nil && s.relay != nil && s.single && best.peer.used >= t.opt.Width && s.relay.peer.used < best.peer.used {
+	if best != nil && s.relay != nil && s.single && int(t.standing(best).used) >= t.opt.Width && t.standing(s.relay).used < t.standing(best).used {
 		return nil
 	}
 	return best
@@ -307,8 +311,8 @@ func (s *search) look(name ringName, some []*member, fits int) *member {
 func (c *content) lit(pieces, out *set) {
 	*out = newSet(c.n)
 	pieces.each(func(lo, hi int) {
-		for p := c.avail.dark.gap(lo); p < hi; p = c.avail.dark.gap(p) {
-			end := min(hi, c.avail.dark.next(p))
+		for p := c.avail.dark.gapBefore(lo, hi); p < hi; p = c.avail.dark.gapBefore(p, hi) {
+			end := min(hi, c.avail.dark.nextBefore(p, hi))
 			out.add(p, end)
 			p = end
 		}
@@ -374,7 +378,7 @@ func (t *Tracker) second(w *want, x *transfer) *member {
 func (c *content) holdsAll(m *member, pieces *set) bool {
 	for lo := pieces.next(0); lo < c.n; {
 		hi := pieces.gap(lo)
-		if m.have.gap(lo) < hi || c.summed.gap(lo) < hi {
+		if m.have.gapBefore(lo, hi) < hi || c.summed.gapBefore(lo, hi) < hi {
 			return false
 		}
 		lo = pieces.next(hi)

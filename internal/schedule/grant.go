@@ -111,7 +111,7 @@ func (t *Tracker) pair(w *want, m *member, in span) {
 
 // mayServe reports whether m has a slot for w.
 func (t *Tracker) mayServe(m *member, w *want) bool {
-	return m.peer.free() > 0 && (!w.bulk() || t.spare(m))
+	return t.standing(m).free() > 0 && (!w.bulk() || t.spare(m))
 }
 
 // grant has src send w's peer pieces of need, from p on if somebody is blocked
@@ -189,23 +189,26 @@ func (w *want) relayed(m *member) *set {
 	return &m.act.receiving
 }
 
-// offered returns the first piece of need from p on that w may have from m,
-// and the end of the run of those, or n.
-func (w *want) offered(need *set, m *member, p int) (lo, hi int) {
+// offered returns the first piece of need from p on and before end that w may have
+// from m, and the end of the run of those or end, or n twice.
+func (w *want) offered(need *set, m *member, p, end int) (lo, hi int) {
 	c, relayed := m.c, w.relayed(m)
-	held := common(need, m.have, p)
+	held := commonWithin(need, m.have, p, end)
 	for held < c.n && !c.summed.has(held) {
-		held = common(need, m.have, c.summed.next(held))
+		held = commonWithin(need, m.have, c.summed.next(held), end)
 	}
 	sent := c.n
 	if relayed != nil {
-		sent = common(need, relayed, p)
+		sent = commonWithin(need, relayed, p, end)
 	}
 	switch {
 	case held < sent:
-		return held, min(need.gap(held), m.have.gap(held), c.summed.gap(held))
+		end = min(end, need.gapBefore(held, end))
+		end = min(end, m.have.gapBefore(held, end))
+		return held, min(end, c.summed.gapBefore(held, end))
 	case sent < c.n:
-		return sent, min(need.gap(sent), relayed.gap(sent))
+		end = min(end, need.gapBefore(sent, end))
+		return sent, min(end, relayed.gapBefore(sent, end))
 	}
 	return c.n, c.n
 }
@@ -214,8 +217,8 @@ func (w *want) offered(need *set, m *member, p int) (lo, hi int) {
 func (w *want) take(need *set, m *member, in span, most int) set {
 	out := newSet(m.c.n)
 	for p := int(in.lo); ; {
-		lo, hi := w.offered(need, m, p)
-		hi = min(hi, int(in.hi), lo+most-int(out.count))
+		lo, hi := w.offered(need, m, p, int(in.hi))
+		hi = min(hi, lo+most-int(out.count))
 		if lo >= hi {
 			return out
 		}
@@ -238,17 +241,17 @@ func (w *want) rarest(need *set, m *member, limit int) int {
 		rarity = limit - c.full + 1
 	}
 	if need == &w.need {
-		if p, _ := w.offered(need, m, w.rareBlock(m, rarity)*c.grain); p < c.n && (limit == 0 || c.avail.of(p) < rarity) {
+		if p, _ := w.offered(need, m, w.rareBlock(m, rarity)*c.grain, c.n); p < c.n && (limit == 0 || c.avail.of(p) < rarity) {
 			return p
 		}
 	}
 	look := func(from, to int) {
-		for p, _ := w.offered(need, m, from); p < to && tries < samplePieces; {
+		for p, _ := w.offered(need, m, from, to); p < to && tries < samplePieces; {
 			tries++
 			if offer := c.avail.of(p); offer < rarity {
 				best, rarity = p, offer
 			}
-			p, _ = w.offered(need, m, int(c.block(p, c.bulkRun).hi))
+			p, _ = w.offered(need, m, int(c.block(p, c.bulkRun).hi), to)
 		}
 	}
 	look(w.m.start, c.n)

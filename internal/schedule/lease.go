@@ -150,7 +150,7 @@ func (t *Tracker) mayLease(s *peer, asker *member) bool {
 	if s == asker.peer {
 		return asker.act.noOrigin.IsZero() && !s.leaving
 	}
-	if s.free() <= 0 || c.dropped[s.ID] || asker.avoids(s) {
+	if t.free(s) <= 0 || c.dropped[s.ID] || asker.avoids(s) {
 		return false
 	}
 	m := c.of(s)

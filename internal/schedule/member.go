@@ -50,7 +50,7 @@ func (t *Tracker) join(p *peer, c *content) *member {
 	if m := c.of(p); m != nil {
 		return m
 	}
-	m := &member{peer: p, c: c, index: len(p.members), rank: len(c.order), own: newSet(c.n),
+	m := &member{peer: p, c: c, index: len(p.members), rank: len(c.order), own: newSet(c.n), seed: p.Seed, number: p.number,
 		muted: c.dropped[p.ID] || p.mute()}
 	m.have = &m.own
 	m.start = int(weight(c.name, string(p.ID)) % uint64(c.n))

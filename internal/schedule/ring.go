@@ -1,18 +1,82 @@
 package schedule
 
+import "math/bits"
+
 // Rings have those members in them that may be asked for pieces: not busy as
 // far as is known, and not dropped.
 type ring struct {
-	at   []listed
-	next int // where the next search starts, so that load spreads
+	at    []listed
+	marks []marks // of eight of at each
+	next  int     // where the next search starts, so that load spreads
 }
 
-// listed is a member in a ring, and what it may have something to offer of: most
-// are passed by, and nothing is looked at of those.
+// listed is a member in a ring.
 type listed struct {
-	m      *member
-	peer   int32 // the number of its peer: one look less
-	marked mask  // of m
+	m    *member
+	peer int32 // the number of its peer: one look less
+}
+
+// marks say of eight members, word by word, where they may have something to
+// offer. Most members are passed by: what is sought is mostly in one word, and
+// those of eight members are a line of the cache.
+type marks [len(mask{})][8]uint64
+
+// put notes the mark of member i.
+func (r *ring) put(i int, marked mask) {
+	k := &r.marks[i/8]
+	for w, word := range marked {
+		k[w][i%8] = word
+	}
+}
+
+// push adds a member.
+func (r *ring) push(m *member) {
+	i := len(r.at)
+	r.at = append(r.at, listed{m, m.peer.number})
+	if i/8 == len(r.marks) {
+		r.marks = append(r.marks, marks{})
+	}
+	r.put(i, m.marked)
+}
+
+// remove puts the last member in the place of member i, and returns it.
+func (r *ring) remove(i int) *member {
+	end := len(r.at) - 1
+	last := r.at[end]
+	r.at[i] = last
+	from, to := &r.marks[end/8], &r.marks[i/8]
+	for w := range from {
+		to[w][i%8] = from[w][end%8]
+	}
+	r.at[end] = listed{}
+	r.at = r.at[:end]
+	r.marks = r.marks[:(end+7)/8]
+	return last.m
+}
+
+// seek returns the first member from i on and before end that may have something
+// of what is sought, or end or more.
+func (r *ring) seek(i, end int, sought mask) int {
+	for ; i < end; i = i/8*8 + 8 {
+		k, found := &r.marks[i/8], uint64(0)
+		for w, word := range sought {
+			if word != 0 {
+				found |= meeting(&k[w], word)
+			}
+		}
+		if found = found >> (i % 8) << (i % 8); found != 0 {
+			return i/8*8 + bits.TrailingZeros64(found)
+		}
+	}
+	return end
+}
+
+// meeting returns a bit for each of eight words that has a bit of word.
+func meeting(k *[8]uint64, word uint64) uint64 {
+	a, b, c, d := k[0]&word, k[1]&word, k[2]&word, k[3]&word
+	e, f, g, h := k[4]&word, k[5]&word, k[6]&word, k[7]&word
+	return (a|-a)>>63 | (b|-b)>>63<<1 | (c|-c)>>63<<2 | (d|-d)>>63<<3 |
+		(e|-e)>>63<<4 | (f|-f)>>63<<5 | (g|-g)>>63<<6 | (h|-h)>>63<<7
 }
 
 // ringName says which members a ring has.
@@ -83,7 +147,7 @@ func (t *Tracker) list(m *member) {
 			m.c.rings[name] = r
 		}
 		m.pos[i] = int32(len(r.at))
-		r.at = append(r.at, listed{m, m.peer.number, m.marked})
+		r.push(m)
 	}
 }
 
@@ -125,7 +189,7 @@ func (m *member) mark(offers mask) {
 	m.marked = now
 	for i := range m.pos {
 		if name := m.ringAt(i); name.level != nowhere {
-			m.c.ring(name).at[m.pos[i]].marked = now
+			m.c.ring(name).put(int(m.pos[i]), now)
 		}
 	}
 }
@@ -151,11 +215,7 @@ func (t *Tracker) unlist(m *member) {
 			continue
 		}
 		r := m.c.ring(name)
-		last := r.at[len(r.at)-1]
-		r.at[m.pos[i]] = last
-		last.m.pos[i] = m.pos[i]
-		r.at[len(r.at)-1] = listed{}
-		r.at = r.at[:len(r.at)-1]
+		r.remove(int(m.pos[i])).pos[i] = m.pos[i]
 		if len(r.at) == 0 && name.level < anywhere {
 			delete(m.c.rings, name)
 		}
@@ -170,11 +230,11 @@ func (m *member) ringAt(i int) ringName {
 	case i == 0 && m.suspect:
 		name.level = suspected
 	case m.suspect:
-	case i == 0 && m.peer.Seed:
+	case i == 0 && m.seed:
 		name.level = seeding
 	case i == 0:
 		name.level = anywhere
-	case m.peer.Seed:
+	case m.seed:
 	case i == 1 && m.peer.rack != "":
 		name.level, name.name = inRack, m.peer.rack
 	case i == 2 && m.peer.zone != "":
@@ -202,7 +262,7 @@ func (m *member) isIn(name ringName) bool {
 // the last scan ended. Those that have no slot are set aside, so that nobody
 // comes past them again before they have.
 func (t *Tracker) scan(r *ring, seek mask, f func(*listed) bool) {
-	if r == nil {
+	if r == nil || len(r.at) == 0 {
 		return
 	}
 	start := min(r.next, len(r.at))
@@ -216,13 +276,15 @@ func (t *Tracker) scan(r *ring, seek mask, f func(*listed) bool) {
 
 func (t *Tracker) scanPart(r *ring, from, to int, seek mask, f func(*listed) bool) bool {
 	all := seek == mask{}
-	for i := from; i < min(to, len(r.at)); {
-		if !all && !r.at[i].marked.meets(seek) {
-			i++
-			continue
+	for i := from; ; {
+		if !all {
+			i = r.seek(i, min(to, len(r.at)), seek)
+		}
+		if i >= min(to, len(r.at)) {
+			return false
 		}
 		e := &r.at[i]
-		if t.standings[e.peer].free <= 0 {
+		if t.standings[e.peer].free() <= 0 {
 			t.setAside(e.m)
 			continue
 		}
@@ -232,7 +294,6 @@ func (t *Tracker) scanPart(r *ring, from, to int, seek mask, f func(*listed) boo
 			return true
 		}
 	}
-	return false
 }
 
 // setAside takes m out of its rings until its peer has a free slot.

@@ -25,8 +25,6 @@ type brief struct{ lo, last uint16 }
 
 func briefly(lo, hi int) brief { return brief{uint16(lo), uint16(hi - 1)} }
 
-func (r brief) span() span { return span{int32(r.lo), int32(r.last) + 1} }
-
 func (r brief) from() int { return int(r.lo) }
 
 func (r brief) end() int { return int(r.last) + 1 }
@@ -77,41 +75,77 @@ func (s *set) gap(p int) int {
 	return min(p, s.size())
 }
 
+// nextBefore returns the first piece in the set from p on, or end or more if
+// there is none before end. It looks at nothing beyond.
+func (s *set) nextBefore(p, end int) int {
+	if s.bits != nil {
+		return s.bits.scan(p, 0, end)
+	}
+	return s.next(p)
+}
+
+// gapBefore returns the first piece not in the set from p on, or end or more if
+// there is none before end. It looks at nothing beyond.
+func (s *set) gapBefore(p, end int) int {
+	if s.bits != nil {
+		return s.bits.scan(p, ^uint64(0), end)
+	}
+	return s.gap(p)
+}
+
 // add puts the pieces from lo up to and not including hi into the set.
 func (s *set) add(lo, hi int) {
-	if lo >= hi {
-		return
-	}
-	if s.bits != nil {
+	switch {
+	case lo >= hi:
+	case s.bits != nil:
 		s.put(lo, hi, true)
+	case s.runs == 0:
+		s.few[0], s.runs, s.count = briefly(lo, hi), 1, int32(hi-lo)
+	default:
+		s.merge(lo, hi)
+	}
+}
+
+// merge is add for a set that has no bits, and some runs.
+func (s *set) merge(lo, hi int) {
+	last := &s.few[s.runs-1]
+	switch end := last.end(); {
+	case lo < last.from():
+	case hi <= end:
+		return
+	case lo <= end:
+		s.count += int32(hi - end)
+		*last = briefly(last.from(), hi)
+		return
+	case s.runs < fewSpans:
+		s.count += int32(hi - lo)
+		s.few[s.runs] = briefly(lo, hi)
+		s.runs++
 		return
 	}
-	var out [fewSpans + 1]span
-	k := 0
-	merged, placed := span{int32(lo), int32(hi)}, false
-	for i := range s.few[:s.runs] {
-		r := s.few[i].span()
+	var out [fewSpans + 1]brief
+	k, placed := 0, false
+	for _, r := range s.few[:s.runs] {
+		from, end := r.from(), r.end()
 		switch {
-		case r.hi < merged.lo:
-			out[k] = r
-			k++
-			continue
-		case r.lo > merged.hi && !placed:
-			out[k], placed = merged, true
+		case end < lo:
+		case from > hi && !placed:
+			out[k], placed = briefly(lo, hi), true
+			s.count += int32(hi - lo)
 			k++
 		case !placed:
-			merged.lo, merged.hi = min(merged.lo, r.lo), max(merged.hi, r.hi)
-			s.count -= r.hi - r.lo
+			lo, hi = min(lo, from), max(hi, end)
+			s.count -= int32(end - from)
 			continue
 		}
 		out[k] = r
 		k++
 	}
 	if !placed {
-		out[k] = merged
+		out[k] = briefly(lo, hi)
+		s.count += int32(hi - lo)
 		k++
 	}
-	s.count += merged.hi - merged.lo
 	s.become(out[:k])
 }
 
@@ -124,22 +158,26 @@ func (s *set) remove(lo, hi int) {
 		s.put(lo, hi, false)
 		return
 	}
-	var out [fewSpans + 1]span
+	if lo <= s.few[0].from() && hi >= s.few[s.runs-1].end() {
+		s.count, s.runs = 0, 0
+		return
+	}
+	var out [fewSpans + 1]brief
 	k := 0
-	for i := range s.few[:s.runs] {
-		r := s.few[i].span()
-		if int(r.hi) <= lo || int(r.lo) >= hi {
+	for _, r := range s.few[:s.runs] {
+		from, end := r.from(), r.end()
+		if end <= lo || from >= hi {
 			out[k] = r
 			k++
 			continue
 		}
-		s.count -= min(r.hi, int32(hi)) - max(r.lo, int32(lo))
-		if int(r.lo) < lo {
-			out[k] = span{r.lo, int32(lo)}
+		s.count -= int32(min(end, hi) - max(from, lo))
+		if from < lo {
+			out[k] = briefly(from, lo)
 			k++
 		}
-		if int(r.hi) > hi {
-			out[k] = span{int32(hi), r.hi}
+		if end > hi {
+			out[k] = briefly(hi, end)
 			k++
 		}
 	}
@@ -147,17 +185,14 @@ func (s *set) remove(lo, hi int) {
 }
 
 // become has the set, which has no bits, be of those runs.
-func (s *set) become(runs []span) {
+func (s *set) become(runs []brief) {
 	if len(runs) <= fewSpans {
-		s.runs = int32(len(runs))
-		for i, r := range runs {
-			s.few[i] = briefly(int(r.lo), int(r.hi))
-		}
+		s.runs = int32(copy(s.few[:], runs))
 		return
 	}
 	s.bits, s.runs = &dense{}, 0
 	for _, r := range runs {
-		s.bits.put(int(r.lo), int(r.hi), true, s.size())
+		s.bits.put(r.from(), r.end(), true, s.size())
 	}
 }
 
@@ -207,6 +242,12 @@ func (s *set) each(f func(lo, hi int)) {
 
 // addSet puts what is in other into the set.
 func (s *set) addSet(other *set) {
+	if other.bits == nil {
+		for _, r := range other.few[:other.runs] {
+			s.add(r.from(), r.end())
+		}
+		return
+	}
 	for lo := other.next(0); lo < other.size(); {
 		hi := other.gap(lo)
 		s.add(lo, hi)
@@ -217,6 +258,14 @@ func (s *set) addSet(other *set) {
 // removeSet takes what is in other, another set, out of the set.
 func (s *set) removeSet(other *set) {
 	if s.count == 0 || other.count == 0 {
+		return
+	}
+	if other.bits == nil {
+		for _, r := range other.few[:other.runs] {
+			if lo, hi := r.from(), r.end(); s.nextBefore(lo, hi) < hi {
+				s.remove(lo, hi)
+			}
+		}
 		return
 	}
 	// Mostly one of them is small and the other is not.
@@ -277,13 +326,20 @@ func commonWithin(a, b *set, p, end int) int {
 		}
 		return a.size()
 	}
-	for p < end {
-		p = a.next(p)
-		q := b.next(p)
-		if q == p && q < end {
+	if a.bits != nil {
+		a, b = b, a
+	}
+	for _, r := range a.few[:a.runs] {
+		if r.end() <= p {
+			continue
+		}
+		lo, hi := max(p, r.from()), min(r.end(), end)
+		if lo >= end {
+			break
+		}
+		if q := b.nextBefore(lo, hi); q < hi {
 			return q
 		}
-		p = q
 	}
 	return a.size()
 }

@@ -37,7 +37,7 @@ func (t *Tracker) Peer(id PeerID) PeerState {
 	if p == nil {
 		return PeerState{}
 	}
-	return PeerState{Slots: p.slots, Used: p.used + p.other, Blobs: len(p.members)}
+	return PeerState{Slots: p.slots, Used: int(t.standings[p.number].used) + p.other, Blobs: len(p.members)}
 }
 
 // Blob returns how a blob stands, and false if it is not known.

@@ -74,7 +74,7 @@ func (t *Tracker) spread(m *member, news *set) {
 // what has been given out is never written again.
 func (c *content) sumsOf(pieces *set) []PieceSum {
 	lo := pieces.next(0)
-	if hi := lo + int(pieces.count); pieces.gap(lo) == hi && c.summed.gap(lo) >= hi {
+	if hi := lo + int(pieces.count); pieces.gap(lo) == hi && c.summed.gapBefore(lo, hi) >= hi {
 		return c.sums[lo:hi:hi]
 	}
 	out := make([]PieceSum, 0, pieces.count)

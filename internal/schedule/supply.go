@@ -54,19 +54,23 @@ func (s *supply) add(lo, hi int, by int32) {
 
 // addSome is add for some of the pieces of a block.
 func (s *supply) addSome(b, lo, hi int, by int32) {
-	whole := s.whole[b]
-	for p := lo; p < hi; p++ {
-		if s.extra[p] == 0 {
-			s.odd[b]++
-		}
-		if s.extra[p] += by; s.extra[p] == 0 {
-			s.odd[b]--
-		}
-		switch whole + s.extra[p] {
+	turns, odd := -s.whole[b], s.odd[b] // what extra comes to where it turns dark, or is no longer
+	if by > 0 {
+		turns++
+	}
+	extra := s.extra[lo:hi]
+	for i, x := range extra {
+		switch x {
 		case 0:
-			s.dark.put(p, p+1, true)
-		case 1:
-			s.dark.put(p, p+1, false)
+			odd++
+		case -by:
+			odd--
+		}
+		x += by
+		extra[i] = x
+		if x == turns {
+			s.dark.put(lo+i, lo+i+1, by < 0)
 		}
 	}
+	s.odd[b] = odd
 }

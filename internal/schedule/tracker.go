@@ -72,16 +72,14 @@ func (t *Tracker) Step(event Event, now time.Time) []Action {
 	return out
 }
 
-// peer is one that has joined. What is asked of very many, one after the other,
-// comes first, here and in member: each is a line of memory that is far away.
+// peer is one that has joined.
 type peer struct {
-	used, other int       // slots that are taken: by us, by others
-	slots       int       // it has
-	busyUntil   time.Time // zero unless it said that it is busy; a Tick clears it
-	leaving     bool
-	number      int32 // in Tracker.standings, or -1 if it has left
-	at          index[*content, *member]
-	wants       index[uint64, *want]
+	slots, other int       // that it has, and that others take; see standing for ours
+	busyUntil    time.Time // zero unless it said that it is busy; a Tick clears it
+	leaving      bool
+	number       int32 // in Tracker.standings, or -1 if it has left
+	at           index[*content, *member]
+	wants        index[uint64, *want]
 
 	PeerJoined        // but for UploadSlots, see slots
 	rack, zone string // what rings are named by, empty if unknown
@@ -89,14 +87,6 @@ type peer struct {
 	members []*member
 	aside   []*member // taken out of their rings until a slot is free
 	pieces  int       // that the blobs of its members have
-}
-
-// free returns how many more transfers p can serve now.
-func (p *peer) free() int {
-	if p.leaving || !p.busyUntil.IsZero() {
-		return 0
-	}
-	return p.slots - p.used - p.other
 }
 
 // mute reports whether p is no source at all. One that has slots, all of them
@@ -167,7 +157,8 @@ type reservation struct {
 	pieces set
 }
 
-// member is a peer that has to do with a blob.
+// member is a peer that has to do with a blob. What is asked of very many, one
+// after the other, comes first: each is a line of memory that is far away.
 type member struct {
 	peer          *peer
 	act           *activity // nil while nothing goes on
@@ -175,10 +166,12 @@ type member struct {
 	muted         bool      // not a source: dropped, about to leave, or without slots
 	gone          bool      // it has been forgotten
 	suspect       bool      // somebody says that it sent corrupt bytes
+	seed          bool      // peer.Seed
 	listed, aside bool
 	asFull        bool  // it is listed as one that has everything,
 	asSpare       bool  // as one that may serve more that nobody is blocked on
 	bulkOut       int32 // how many transfers it serves that nobody is blocked on
+	number        int32 // peer.number
 	own           set
 	holds         mask // where it has pieces
 
@@ -382,7 +375,7 @@ func (t *Tracker) wakeUp(w wake) {
 		return
 	}
 	p := w.p
-	if p.free() <= 0 {
+	if t.free(p) <= 0 {
 		return
 	}
 	for _, m := range p.aside {

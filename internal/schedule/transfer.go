@@ -100,12 +100,11 @@ func (t *Tracker) beginFrom(w *want, x *transfer, box *parcel) {
 	}
 	x.outAt = int32(len(out.out))
 	out.out = append(out.out, x)
-	x.from.peer.used++
-	t.stand(x.from.peer)
+	t.standing(x.from).used++
 	if w.bulk() {
 		x.bulk = true
 		x.from.bulkOut++
-		if x.from.peer.Seed {
+		if x.from.seed {
 			x.to.c.feeding++
 		}
 	}
@@ -115,7 +114,7 @@ func (t *Tracker) beginFrom(w *want, x *transfer, box *parcel) {
 		part.Sources = append(part.Sources, Source{second.peer.ID, second.peer.Addr})
 	}
 	part.Sums = x.to.c.sumsOf(&x.pieces)
-	if x.from.listed && x.from.peer.free() <= 0 {
+	if x.from.listed && t.standing(x.from).free() <= 0 {
 		t.setAside(x.from)
 	} else {
 		t.list(x.from)
@@ -161,20 +160,19 @@ func (t *Tracker) end(x *transfer) {
 
 // release frees the slot that x had, and wakes those who could not have it.
 func (t *Tracker) release(x *transfer) {
-	m, p := x.from, x.from.peer
-	free, spare := p.free() > 0, t.spare(m)
-	p.used--
-	t.stand(p)
+	m, stands := x.from, t.standing(x.from)
+	free, spare := stands.free() > 0, t.spare(m)
+	stands.used--
 	if x.bulk {
 		m.bulkOut--
-		if p.Seed {
+		if m.seed {
 			m.c.feeding--
 		}
 	}
 	switch {
 	case !free:
 		t.list(m)
-		t.wakePeer(p)
+		t.wakePeer(m.peer)
 	case !spare && t.spare(m):
 		// Mostly it is taken again at once, and was never listed as free.
 		t.wakes = append(t.wakes, wake{m: m, in: m.c.everything(), calm: true, relist: true})
@@ -310,8 +308,8 @@ func (t *Tracker) hush(m *member, got *set) {
 	c := m.c
 	mute := newSet(c.n)
 	got.each(func(lo, hi int) {
-		for p := c.summed.gap(lo); p < hi; p = c.summed.gap(p) {
-			end := min(hi, c.summed.next(p))
+		for p := c.summed.gapBefore(lo, hi); p < hi; p = c.summed.gapBefore(p, hi) {
+			end := min(hi, c.summed.nextBefore(p, hi))
 			mute.add(p, end)
 			c.silent.put(p, end, true)
 			p = end

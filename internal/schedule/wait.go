@@ -148,7 +148,7 @@ func (t *Tracker) offer(m *member, line int, in span) {
 		return
 	}
 	t.each(c, line, seek, func(w *want) bool {
-		if m.peer.free() <= 0 || line != int(blob.Demand) && c.late == 0 && !t.spare(m) {
+		if t.standing(m).free() <= 0 || line != int(blob.Demand) && c.late == 0 && !t.spare(m) {
 			return false
 		}
 		t.pair(w, m, in)

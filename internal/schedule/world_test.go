@@ -82,7 +82,7 @@ func (w *world) step(e Event) {
 	}
 	before := map[PeerID]int{}
 	for id, p := range w.tracker.peers {
-		before[id] = p.used
+		before[id] = int(w.tracker.standings[p.number].used)
 	}
 	actions := w.tracker.Step(e, w.now)
 	for _, a := range actions {
@@ -92,8 +92,8 @@ func (w *world) step(e Event) {
 		w.act(a)
 	}
 	for id, p := range w.tracker.peers {
-		if p.used > before[id] && p.used+p.other > p.slots {
-			w.wrong = append(w.wrong, fmt.Sprintf("%s serves %d and has %d slots", id, p.used, p.slots))
+		if used := int(w.tracker.standings[p.number].used); used > before[id] && used+p.other > p.slots {
+			w.wrong = append(w.wrong, fmt.Sprintf("%s serves %d and has %d slots", id, used, p.slots))
 		}
 	}
 	w.wrong = append(w.wrong, check(w.tracker)...)
