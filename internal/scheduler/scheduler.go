@@ -29,6 +29,9 @@ type Config struct {
 	Schedule schedule.Options
 	// MaxPeers is how many peers may have joined. Default: 20,000.
 	MaxPeers int
+	// Learn is how long a scheduler that takes the place of an earlier one decides
+	// nothing. Default: 1 s.
+	Learn time.Duration
 	// Queue is about how many bytes of memory may wait for one peer to take
 	// them; the stream of a peer that is further behind is ended. Default: 8
 	// MiB.
@@ -114,6 +117,9 @@ const tick = 100 * time.Millisecond
 func New(cfg Config) *Service {
 	if cfg.MaxPeers <= 0 {
 		cfg.MaxPeers = 20000
+	}
+	if cfg.Learn <= 0 {
+		cfg.Learn = learnFor
 	}
 	if cfg.Queue <= 0 {
 		cfg.Queue = 8 << 20
@@ -228,8 +234,8 @@ func (s *Service) join(h wire.Hello, remote string, who holder) (*link, error) {
 			"slots", h.Slots, "version", h.Version)
 	}
 	if h.Again && time.Since(s.began) < learnWithin && s.learning.IsZero() {
-		s.learning = time.Now().Add(learnFor)
-		s.log.Info("peers come back from an earlier scheduler: deciding once they have said what they have", "wait", learnFor)
+		s.learning = time.Now().Add(s.cfg.Learn)
+		s.log.Info("peers come back from an earlier scheduler: deciding once they have said what they have", "wait", s.cfg.Learn)
 	}
 	l := newLink(h, remote, s.cfg.Queue)
 	l.holder = who
@@ -273,9 +279,10 @@ func (s *Service) report(l *link, event schedule.Event) {
 }
 
 // A scheduler takes the place of an earlier one if peers that knew that one join
-// it within learnWithin. It then decides nothing for learnFor: what a peer wants
-// may be had by one that has not said so yet, and would be read from the origin
-// a second time. Peers try to come back at least as often.
+// it within learnWithin. It then decides nothing for Config.Learn, which is learnFor
+// unless somebody says otherwise: what a peer wants may be had by one that has not
+// said so yet, and would be read from the origin a second time. Peers try to come
+// back at least as often.
 const (
 	learnWithin = 10 * time.Second
 	learnFor    = time.Second

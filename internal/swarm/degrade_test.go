@@ -84,6 +84,7 @@ func TestWithoutScheduler(t *testing.T) {
 // comes back.
 func TestSchedulerRestartsMidway(t *testing.T) {
 	w := newWorld(t)
+	w.learn = 5 * time.Second // a busy machine takes long to end the leases that were under way, and they are told of then
 	s, nodes := w.cluster(6, options{patience: time.Minute})
 	content := blobtest.Bytes(2, 24<<20)
 	ref := w.origin.add(content)
@@ -95,7 +96,7 @@ func TestSchedulerRestartsMidway(t *testing.T) {
 	s.kill()
 	s.start()
 	wg.Wait()
-	if got := w.origin.egress(ref); got > 1.02 {
+	if got := w.origin.egress(ref); got > once(ref, nodes) {
 		t.Errorf("%.3f of the blob left the origin", got)
 	}
 }

@@ -418,6 +418,7 @@ func (c *content) refused(a schedule.Refused) {
 		c.divert(w.job, c.unplanned(w.job))
 	default:
 		w.fill.fail(err)
+		c.changed.Broadcast()
 	}
 }
 

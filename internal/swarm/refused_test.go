@@ -94,3 +94,22 @@ func twoJobs(n *node, ref blob.Ref) bool {
 	defer c.mu.Unlock()
 	return len(c.jobs) == 2
 }
+
+// TestFetchRefusedByScheduler has a scheduler that takes no more blobs from a node:
+// who fetches another one hears of it, and who reads it reads the origin.
+func TestFetchRefusedByScheduler(t *testing.T) {
+	w := newWorld(t)
+	w.blobs = 1
+	_, nodes := w.cluster(1, options{})
+	n := nodes[0]
+	first := blobtest.Bytes(1, 100_000)
+	n.mustRead(w.origin.add(first), first, blob.Range{Len: 100_000})
+	second := blobtest.Bytes(2, 100_000)
+	ref := w.origin.add(second)
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+	defer cancel()
+	if err := n.swarm.Fetch(ctx, ref); blob.KindOf(err) != blob.Unavailable || ctx.Err() != nil {
+		t.Errorf("Fetch: %v, want that the scheduler refused", err)
+	}
+	n.mustRead(ref, second, blob.Range{Len: 100_000})
+}

@@ -33,6 +33,10 @@ type world struct {
 	// lease is how long a lease lives: long, as one that expires because the machine
 	// is busy has the origin read twice.
 	lease time.Duration
+	// learn is how long a scheduler that begins anew decides nothing; default: its own.
+	learn time.Duration
+	// blobs is with how many a node may have to do; default: as the scheduler has it.
+	blobs int
 }
 
 func newWorld(t testing.TB) *world {
@@ -134,6 +138,19 @@ func (o *origin) egress(ref blob.Ref) float64 {
 	return float64(sum) / float64((ref.Size+block-1)/block)
 }
 
+// once returns how much of a blob may leave the origin, as multiple of its size,
+// if every byte does once. A machine that stands still for seconds has nodes give
+// a source up that they may have to wait for: what it was to send, a run of a blob
+// at most and as much ahead as is asked for with it, is then read again.
+func once(ref blob.Ref, nodes []*node) float64 {
+	const run = 8<<20 + maxAhead
+	var failures int64
+	for _, n := range nodes {
+		failures += n.swarm.Stats().PeerFailures
+	}
+	return 1.02 + float64(failures*run)/float64(ref.Size)
+}
+
 // service is a scheduler that can die and begin anew.
 type service struct {
 	w    *world
@@ -158,7 +175,7 @@ func (w *world) service(name string) *service { return &service{w: w, name: name
 func (s *service) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	svc := scheduler.New(scheduler.Config{Schedule: schedule.Options{LeaseLife: s.w.lease}})
+	svc := scheduler.New(scheduler.Config{Learn: s.w.learn, Schedule: schedule.Options{LeaseLife: s.w.lease, MaxBlobs: s.w.blobs}})
 	s.running = svc
 	s.w.t.Cleanup(func() { svc.Close(context.Background()) })
 	for _, m := range s.members {
