@@ -117,10 +117,23 @@ func (e *entry) settle() {
 	}
 }
 
-// hash reads the blob from disk, from where hashing stopped to the first
-// missing piece, and judges it at the end. What is judged is what the disk
-// gives back, which the page cache still has when pieces arrive in order.
+// hash compares the blob's digest as far as it is there, and makes one that was
+// right durable. Readers have the verdict before that.
 func (e *entry) hash() {
+	if !e.hashAll() {
+		return
+	}
+	if err := e.persistComplete(); err != nil {
+		e.s.log.Warn("cannot note that a blob is complete: it will be checked again", "digest", e.digest, "error", err)
+	}
+}
+
+// hashAll reads the blob from disk, from where hashing stopped to the first
+// missing piece, and judges it at the end. What is judged is what the disk
+// gives back, which the page cache still has when pieces arrive in order. It
+// reports whether all is there and right. The slot is given back before anything
+// is synced: readers of other blobs may wait for it with their last byte.
+func (e *entry) hashAll() (right bool) {
 	select {
 	case e.s.hashes <- struct{}{}:
 		defer func() { <-e.s.hashes }()
@@ -128,13 +141,15 @@ func (e *entry) hash() {
 	}
 	buf := getBuffer(e.geo.block())
 	defer putBuffer(buf)
-	for e.hashNext(buf) {
+	for more := true; more; {
+		more, right = e.hashNext(buf)
 	}
+	return right
 }
 
 // hashNext hashes as many pieces as buf holds, and reports whether there is more to do. When
-// there is not, hashing is over.
-func (e *entry) hashNext(buf []byte) bool {
+// there is not, hashing is over, and it reports whether the blob is complete and right.
+func (e *entry) hashNext(buf []byte) (more, right bool) {
 	e.mu.Lock()
 	if e.stale || e.hasher == nil {
 		e.hasher, e.hashed, e.stale = e.digest.Algorithm().Hash(), 0, false
@@ -148,7 +163,7 @@ func (e *entry) hashNext(buf []byte) bool {
 		e.hashing = false
 		e.broadcast()
 		e.mu.Unlock()
-		return false
+		return false, false
 	}
 	n := 1
 	for i+n < e.geo.pieces && e.present.has(i+n) && e.geo.start(i+n+1)-e.geo.start(i) <= int64(len(buf)) {
@@ -169,19 +184,20 @@ func (e *entry) hashNext(buf []byte) bool {
 		e.s.log.Warn("cannot check a blob's digest", "digest", e.digest, "error", err)
 		e.hashing = false
 		e.broadcast()
-		return false
+		return false, false
 	}
-	return true
+	return true, false
 }
 
 // judge compares the digest of a blob all of which was hashed. It reports
-// whether hashing has to start over, because a piece was dropped meanwhile.
-func (e *entry) judge() (again bool) {
-	good := hex.EncodeToString(e.hasher.Sum(nil)) == e.digest.Encoded()
+// whether hashing has to start over, because a piece was dropped meanwhile, and
+// else whether the digest is right.
+func (e *entry) judge() (again, good bool) {
+	good = hex.EncodeToString(e.hasher.Sum(nil)) == e.digest.Encoded()
 	e.mu.Lock()
 	if e.stale {
 		e.mu.Unlock()
-		return true
+		return true, false
 	}
 	e.hashing, e.hasher, e.hashed = false, nil, 0
 	e.complete = good
@@ -195,12 +211,7 @@ func (e *entry) judge() (again bool) {
 	}
 	e.broadcast()
 	e.mu.Unlock()
-	if good {
-		if err := e.persistComplete(); err != nil {
-			e.s.log.Warn("cannot note that a blob is complete: it will be checked again", "digest", e.digest, "error", err)
-		}
-	}
-	return false
+	return false, good
 }
 
 // persistComplete makes a complete blob durable and then says that it is one.
