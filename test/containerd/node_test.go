@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -340,6 +341,27 @@ func usage(dir string) (size, files int64) {
 		return nil
 	})
 	return size, files
+}
+
+// held returns the files of the data directory, without those that outlive their
+// image: its profile, which is written once a start has settled, whenever that is.
+func (n *node) held(t *testing.T) (files []string) {
+	t.Helper()
+	for _, dir := range []string{"blobs", "layers", "metadata", "images", "manifests", "tags", "mounts", "sums", "snapshotter"} {
+		err := filepath.WalkDir(filepath.Join(n.dataDir, dir), func(path string, d os.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it went away meanwhile
+			}
+			if err == nil && d.Type().IsRegular() {
+				files = append(files, path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files
 }
 
 // eventually waits for what a step brings about.

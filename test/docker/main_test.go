@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 		defer os.RemoveAll(dir)
 		binary, tool = filepath.Join(dir, "skimmer"), filepath.Join(dir, "tool")
 		for out, pkg := range map[string]string{binary: "skimmer/cmd/skimmer", tool: "../containerd/testdata/tool"} {
-			cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+			cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", out, pkg)
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if said, err := cmd.CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "docker: build %s: %v\n%s", pkg, err, said)

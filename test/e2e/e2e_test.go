@@ -38,7 +38,9 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "skimmer")
-		if out, err := exec.Command("go", "build", "-o", binary, "skimmer/cmd/skimmer").CombinedOutput(); err != nil {
+		cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", binary, "skimmer/cmd/skimmer")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is shipped
+		if out, err := cmd.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: build: %v\n%s", err, out)
 			return 1
 		}

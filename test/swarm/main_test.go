@@ -67,7 +67,7 @@ func TestMain(m *testing.M) {
 		}()
 		binary, liar = filepath.Join(dir, "skimmer"), filepath.Join(dir, "liar")
 		for out, pkg := range map[string]string{binary: "skimmer/cmd/skimmer", liar: "./testdata/liar"} {
-			cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+			cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", out, pkg)
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if said, err := cmd.CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "swarm: build %s: %v\n%s", pkg, err, said)

@@ -33,14 +33,18 @@ func all(r *Reader, src io.Reader) ([]byte, error) {
 }
 
 // contents are of all kinds: what compresses well and badly, with near and far
-// matches, long and short codes.
+// matches, long and short codes; more of each unless time is short.
 func contents(t testing.TB) map[string][]byte {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	noise := make([]byte, 700_000)
+	times := 4
+	if testing.Short() {
+		times = 1 // several windows of 32 KiB all the same
+	}
+	noise := make([]byte, times*175_000)
 	for i := range noise {
 		noise[i] = byte(rnd.Uint32())
 	}
-	skewed := make([]byte, 900_000) // codes of up to 15 bits
+	skewed := make([]byte, times*225_000) // codes of up to 15 bits
 	for i := range skewed {
 		v := 0
 		for v < 255 && rnd.IntN(2) == 0 {
@@ -48,15 +52,15 @@ func contents(t testing.TB) map[string][]byte {
 		}
 		skewed[i] = byte(v * 7)
 	}
-	far := bytes.Repeat(append(noise[:32<<10-3:32<<10-3], "abc"...), 20)
+	far := bytes.Repeat(append(noise[:32<<10-3:32<<10-3], "abc"...), 5*times)
 	program, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
-	mixed := append(append(bytes.Clone(program[:300_000]), noise[:100_000]...), bytes.Repeat([]byte("ab"), 200_000)...)
+	mixed := append(append(bytes.Clone(program[:times*75_000]), noise[:times*25_000]...), bytes.Repeat([]byte("ab"), times*50_000)...)
 	return map[string][]byte{
-		"empty": nil, "byte": {7}, "zeros": make([]byte, 1_000_000), "noise": noise, "skewed": skewed, "far": far,
-		"threes": bytes.Repeat([]byte("xyz"), 100_000), "program": program[:2_000_000], "mixed": mixed,
+		"empty": nil, "byte": {7}, "zeros": make([]byte, times*250_000), "noise": noise, "skewed": skewed, "far": far,
+		"threes": bytes.Repeat([]byte("xyz"), times*25_000), "program": program[:times*500_000], "mixed": mixed,
 	}
 }
 
