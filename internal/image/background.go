@@ -67,6 +67,7 @@ func (l *Library) fill() {
 		if l.cfg.Background {
 			l.fillAll()
 		}
+		l.switchStacks() // also where readers completed a layer
 		if l.ctx.Err() != nil {
 			return
 		}
@@ -108,6 +109,7 @@ func (l *Library) fillLayer(ll *lazyLayer) error {
 		return err
 	}
 	l.unpinComplete()
+	l.switchStacks()
 	l.log.Info("layer is complete: new containers on it do not need this process",
 		"image", ll.image, "layer", ll.sources()[0].Digest, "took", time.Since(start))
 	return nil

@@ -154,8 +154,29 @@ func open(t testing.TB, w *world, dir string, edit func(*image.Config)) *image.L
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
+		unmountStacks(t, dir)
 	})
 	return l
+}
+
+// unmountStacks takes away the mounts that a library in dir has left.
+func unmountStacks(t testing.TB, dir string) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "stacks", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		for {
+			if here, err := erofs.Mounted(path); err != nil || !here {
+				break
+			}
+			if err := erofs.Unmount(path, true); err != nil {
+				t.Error(err)
+				break
+			}
+		}
+	}
 }
 
 func check(t *testing.T, root, name string, size int) {

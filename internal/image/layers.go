@@ -103,6 +103,7 @@ func (ll *lazyLayer) open() (*layerdev.Layer, error) {
 		MaxReadahead: l.cfg.MaxReadahead,
 		OnRead:       ll.read,
 		OnFetch:      ll.fetched,
+		OnComplete:   l.kickFill,
 		Pace:         l.paceBackground(),
 		Logger:       l.log,
 	})

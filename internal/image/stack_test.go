@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -14,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skimmer/internal/blob"
-	"skimmer/internal/erofs"
 	"skimmer/internal/image"
 	"skimmer/internal/testkit"
 )
@@ -92,16 +92,8 @@ func mountStack(t testing.TB, l *image.Library, pulled []image.Pulled) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		for {
-			if here, err := erofs.Mounted(path); err != nil || !here {
-				return
-			}
-			if err := erofs.Unmount(path, true); err != nil {
-				t.Error(err)
-			}
-		}
-	})
+	// Before the library is closed, whose device would be in use.
+	t.Cleanup(func() { unmountStacks(t, filepath.Join(path, "..", "..", "..")) })
 	return path
 }
 
@@ -193,6 +185,73 @@ func TestStackIsNativeOnceComplete(t *testing.T) {
 	w.away.Store(true)
 	check(t, lazy, "big", 1<<20)
 	check(t, native, "big", 1<<20)
+}
+
+// What a start has read is in the page cache of the mount that the next one gets,
+// and nothing else is.
+func TestNativeMountIsWarm(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	w.push(t, "v1", nil,
+		[]*tar.Header{dir("usr"), file("usr/shadowed", 5000), file("usr/read", 5000), file("usr/unread", 5000), file("usr/large", 8<<20)},
+		[]*tar.Header{dir("usr"), {Typeflag: tar.TypeSymlink, Name: "usr/shadowed", Linkname: "unread"}})
+	root, ready := t.TempDir(), make(chan string, 100)
+	l := open(t, w, root, func(c *image.Config) {
+		c.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		c.OnFilled = func(map[string]bool) { // once all is done that is to be done
+			if all, _ := filepath.Glob(filepath.Join(root, "stacks", "*", "native")); len(all) == 1 {
+				ready <- all[0]
+			}
+		}
+	})
+	pulled := pull(t, w, l, "v1")
+	lazy := mountStack(t, l, pulled)
+	check(t, lazy, "usr/read", 5000)
+	large, err := os.Open(filepath.Join(lazy, "usr/large"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer large.Close()
+	if _, err := large.ReadAt(make([]byte, 4096), 4<<20); err != nil {
+		t.Fatal(err)
+	}
+	im, _, err := l.Prepare(t.Context(), image.Name{Repository: repo, Tag: "v1"})
+	if err == nil {
+		err = l.Complete(t.Context(), im)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	native := <-ready
+	if got := cached(t, filepath.Join(native, "usr/read")); got == 0 {
+		t.Error("a file that was read is not cached")
+	}
+	if got := cached(t, filepath.Join(native, "usr/unread")); got != 0 {
+		t.Errorf("%d pages of a file that nobody read are cached", got)
+	}
+	if got := cached(t, filepath.Join(native, "usr/large")); got == 0 || got > (8<<20)/4096/4 {
+		t.Errorf("%d pages of a file of which little was read are cached", got)
+	}
+	w.away.Store(true)
+	if path := mountStack(t, l, pulled); path != native {
+		t.Errorf("the next start got %s", path)
+	}
+	check(t, native, "usr/large", 8<<20)
+}
+
+// cached returns how many pages of a file the kernel has.
+func cached(t *testing.T, path string) uint64 {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var stat unix.Cachestat_t
+	if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &stat, 0); err != nil {
+		t.Fatal(err)
+	}
+	return stat.Cache
 }
 
 func TestLeastRecentlyMountedIsGivenUp(t *testing.T) {

@@ -164,6 +164,16 @@ func (b bitmap) all(first, last int) bool {
 	return true
 }
 
+// any reports whether one of the bits [first, last) is set.
+func (b bitmap) any(first, last int) bool {
+	for i := first; i < last; i++ {
+		if b.has(i) {
+			return true
+		}
+	}
+	return false
+}
+
 // complete makes it durable that nothing is missing. It runs once the last
 // chunk has been recorded.
 func (l *Layer) complete(c *contents) {
