@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -105,4 +107,16 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// CongestionControl names how TCP finds its rate on this machine, which new network
+// namespaces inherit: cubic, bbr, reno. On links with queues it makes a difference
+// to all that is measured over them. It returns "unknown" where the kernel does not
+// say.
+func CongestionControl() string {
+	name, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(name))
 }

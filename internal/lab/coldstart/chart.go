@@ -255,6 +255,9 @@ func (r Report) WriteHTML(w io.Writer) error {
 	if r.AtOnce {
 		p.Facts = append(p.Facts, "Cached starts followed first ones at once.")
 	}
+	if r.Machine.SharedDisk {
+		p.Facts = append(p.Facts, sharedDisk)
+	}
 	for _, path := range r.paths() {
 		p.Tables = append(p.Tables, tablesOf(path, r.over(path))...)
 	}

@@ -198,6 +198,9 @@ type Config struct {
 	Containerd string
 	// Stargz and Skimmer are the programs of those modes.
 	Stargz, Skimmer string
+	// sharedDisk has nodes be folders of Dir, where file systems of their own
+	// cannot be made.
+	sharedDisk bool
 	// PackageCache is lab.Build's CacheDir; empty means the default.
 	PackageCache string
 	// RegistryDir, where set, keeps published images between experiments, which

@@ -54,6 +54,11 @@ func newNode(ctx context.Context, cfg Config, c nodeConfig) (*node, error) {
 }
 
 func (n *node) open(ctx context.Context, cfg Config, nc nodeConfig) error {
+	if !cfg.sharedDisk {
+		if err := newDisk(ctx, n.dir); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(n.fifos, 0o711); err != nil {
 		return err
 	}
@@ -134,7 +139,7 @@ func (n *node) close() error {
 	if err := lab.UnmountBelow(n.dir); err != nil {
 		errs = append(errs, err)
 	} else {
-		errs = append(errs, os.RemoveAll(n.dir))
+		errs = append(errs, removeDisk(n.dir))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up after node for %s: %w", n.mode, err)

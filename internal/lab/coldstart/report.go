@@ -40,7 +40,11 @@ type Machine struct {
 	Kernel     string `json:"kernel"`
 	CPUs       int    `json:"cpus"`
 	Containerd string `json:"containerd"`
+	// Congestion is how TCP finds its rate, see lab.CongestionControl.
+	Congestion string `json:"congestionControl"`
 	Registry   string `json:"registry"`
+	// SharedDisk says that nodes had folders of one file system, instead of one each.
+	SharedDisk bool `json:"sharedDisk,omitempty"`
 }
 
 // Image is an image as the registry has it.

@@ -118,7 +118,7 @@ func TestTable(t *testing.T) {
 	}
 	samples[0].Load, samples[1].Load = 3.2, 2.9
 	r := Report{
-		Machine: Machine{Kernel: "6.18", CPUs: 2, Containerd: "2.4.2", Registry: "docker-registry"},
+		Machine: Machine{Kernel: "6.18", CPUs: 2, Congestion: "cubic", Containerd: "2.4.2", Registry: "docker-registry"},
 		Images:  []Image{{Name: "python", Size: 254_600_000, Layers: make([]digest.Digest, 4)}},
 		Results: summarize(samples, Path{}), Samples: samples,
 	}
@@ -127,7 +127,7 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `
-Linux 6.18, 2 CPUs, containerd 2.4.2, served by docker-registry
+Linux 6.18, 2 CPUs, TCP cubic, containerd 2.4.2, served by docker-registry
 python: 254.6 MB in 4 layers
 The machine was busy with other things (load 0.0 to 3.2): do not trust times.
 

@@ -116,8 +116,13 @@ func (e *experiment) describe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.report.Machine = Machine{Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(), Containerd: version}
-	return nil
+	e.report.Machine = Machine{Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(), Containerd: version, Congestion: lab.CongestionControl()}
+	probe := filepath.Join(e.Dir, "disk")
+	if err := errors.Join(newDisk(ctx, probe), removeDisk(probe)); err != nil {
+		e.Logger.Warn("nodes share the disk: what one leaves behind may cost the next", "error", err)
+		e.sharedDisk, e.report.Machine.SharedDisk = true, true
+	}
+	return ctx.Err()
 }
 
 // compare measures one case in all modes, a different one first each time.

@@ -12,11 +12,14 @@ import (
 	"skimmer/internal/image/trace"
 )
 
+// sharedDisk is said where it was so.
+const sharedDisk = "Nodes shared a file system, in which one may pay for files that the one before it left: mind the order of modes."
+
 // WriteTable writes the results for people: per path a table with a line for
 // each case, start and mode.
 func (r Report) WriteTable(w io.Writer) error {
 	var out strings.Builder
-	fmt.Fprintf(&out, "\nLinux %s, %d CPUs, containerd %s, served by %s\n", r.Machine.Kernel, r.Machine.CPUs, r.Machine.Containerd, r.Machine.Registry)
+	fmt.Fprintf(&out, "\nLinux %s, %d CPUs, TCP %s, containerd %s, served by %s\n", r.Machine.Kernel, r.Machine.CPUs, r.Machine.Congestion, r.Machine.Containerd, r.Machine.Registry)
 	for _, img := range r.Images {
 		fmt.Fprintf(&out, "%s: %s MB in %d layers\n", img.Name, megabytes(img.Size), len(img.Layers))
 	}
@@ -25,6 +28,9 @@ func (r Report) WriteTable(w io.Writer) error {
 	}
 	if r.AtOnce {
 		fmt.Fprintln(&out, "cached starts followed first ones at once")
+	}
+	if r.Machine.SharedDisk {
+		fmt.Fprintln(&out, sharedDisk)
 	}
 	// The experiment itself keeps about one CPU busy, and unpacking two.
 	if low, high := r.load(); high > float64(r.Machine.CPUs)+1 {

@@ -35,7 +35,7 @@ func report() Report {
 	nodes := func(first, second time.Duration) []NodeResult {
 		return []NodeResult{{Name: "n1", Time: first}, {Name: "n2", Time: second}}
 	}
-	r := Report{Machine: Machine{"6.1", 2}, Nodes: 2, Seeds: 1, Size: 100e6, Rate: 200e6, Results: []Result{
+	r := Report{Machine: Machine{"6.1", 2, "cubic"}, Nodes: 2, Seeds: 1, Size: 100e6, Rate: 200e6, Results: []Result{
 		{
 			Mode: Direct, Bound: 4 * time.Second, Nodes: nodes(9*time.Second, 8*time.Second), Origin: cluster.Sent{Bytes: 200e6, Again: 100e6}, Egress: 2,
 			Samples: []Sample{{0, 0, []int64{0, 0}}, {10 * time.Second, 210e6, []int64{105e6, 105e6}}},

@@ -26,6 +26,8 @@ type Report struct {
 type Machine struct {
 	Kernel string `json:"kernel"`
 	CPUs   int    `json:"cpus"`
+	// Congestion is how TCP finds its rate, see lab.CongestionControl.
+	Congestion string `json:"congestionControl"`
 }
 
 // Result is one mode.
@@ -122,8 +124,8 @@ func (r Result) totals() (cpu time.Duration, peak int64) {
 // each node.
 func (r Report) WriteTable(w io.Writer) error {
 	var out strings.Builder
-	fmt.Fprintf(&out, "\nLinux %s, %d CPUs; %.1f MB to %d nodes and %d seeds, %s\n\n",
-		r.Machine.Kernel, r.Machine.CPUs, float64(r.Size)/1e6, r.Nodes, r.Seeds, rate(r.Rate))
+	fmt.Fprintf(&out, "\nLinux %s, %d CPUs, TCP %s; %.1f MB to %d nodes and %d seeds, %s\n\n",
+		r.Machine.Kernel, r.Machine.CPUs, r.Machine.Congestion, float64(r.Size)/1e6, r.Nodes, r.Seeds, rate(r.Rate))
 	tw := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "mode\tlast node\tfirst node\tfluid bound\t× bound\tlast copy\torigin × file\tsent again\tCPU per GB\tpeak memory")
 	for _, res := range r.Results {

@@ -69,7 +69,7 @@ func (e *experiment) run(ctx context.Context) (err error) {
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("find the kernel's version: %w", err)
 	}
-	e.report.Machine = Machine{Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU()}
+	e.report.Machine = Machine{Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(), Congestion: lab.CongestionControl()}
 	if e.Dir == "" {
 		if e.Dir, err = os.MkdirTemp("", "skd-"); err != nil {
 			return err
