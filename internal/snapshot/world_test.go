@@ -165,14 +165,20 @@ func startNode(t testing.TB, root string, w *world) *node {
 // stop ends the node as a machine's end does: nothing stays mounted.
 func (n *node) stop(t testing.TB) {
 	t.Helper()
+	n.unmountStacks(t) // or its device would be in use
+	if err := errors.Join(n.Snapshotter.Close(), n.library.Close()); err != nil {
+		t.Error(err)
+	}
+	n.unmountStacks(t) // of images that have become complete meanwhile
+}
+
+func (n *node) unmountStacks(t testing.TB) {
+	t.Helper()
 	stacks, _ := filepath.Glob(filepath.Join(n.root, "stacks", "*", "*"))
 	for _, s := range stacks {
 		if err := unix.Unmount(s, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			t.Errorf("unmount %s: %v", s, err)
 		}
-	}
-	if err := errors.Join(n.Snapshotter.Close(), n.library.Close()); err != nil {
-		t.Error(err)
 	}
 }
 
