@@ -85,11 +85,17 @@ func (t *Tracker) remind(m *member) {
 	}
 }
 
-// trustless forgets whom m distrusts: when it is back it is reminded.
+// trustless forgets whom m distrusts, if it avoids nobody else. It is for a member
+// that is forgotten then: one that stayed would not be reminded when it wants
+// something again.
 func (m *member) trustless() {
-	before := len(m.act.avoid)
-	m.act.avoid = slices.DeleteFunc(m.act.avoid, func(v avoidance) bool { return v.until.IsZero() })
-	m.c.avoiders -= before - len(m.act.avoid)
+	a := m.act
+	if slices.ContainsFunc(a.avoid, func(v avoidance) bool { return !v.until.IsZero() }) {
+		return
+	}
+	m.c.avoiders -= len(a.avoid)
+	clear(a.avoid)
+	a.avoid = a.avoid[:0]
 }
 
 // absolve has nobody distrust p, which has nothing of c any more or is used by

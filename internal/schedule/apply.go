@@ -421,6 +421,9 @@ func (x *transfer) forgotten() {
 	for _, w := range x.to.act.wants {
 		if w == x.want || common(&w.pieces, &x.pieces, 0) < x.to.c.n {
 			w.late = true
+			if w.queued {
+				w.leave() // and is the last of those
+			}
 		}
 	}
 }

@@ -261,6 +261,7 @@ func (k *checker) tallies(c *content) {
 func (k *checker) rings(c *content) {
 	listed := 0
 	rings := maps.Clone(c.rings)
+	k.grudges(c)
 	for _, m := range c.order {
 		if m.suspect != slices.ContainsFunc(c.accused, func(a accusation) bool { return a.source == m.peer.ID }) {
 			k.failf("%s: %s suspect %v", c.name, m.peer.ID, m.suspect)
@@ -301,6 +302,19 @@ func (k *checker) rings(c *content) {
 	waiting := c.queue[0].live + c.queue[1].live + c.queue[2].live
 	if (waiting > 0) != (c.hungryAt >= 0) {
 		k.failf("%s: %d wait, hungry at %d", c.name, waiting, c.hungryAt)
+	}
+}
+
+// grudges checks that who has accused a source will take nothing from it.
+func (k *checker) grudges(c *content) {
+	for _, a := range c.accused {
+		by, source := k.t.peers[a.by], k.t.peers[a.source]
+		if by == nil || source == nil || c.dropped[a.source] {
+			continue
+		}
+		if m := c.of(by); m != nil && c.of(source) != nil && !m.avoids(source) {
+			k.failf("%s: %s would take from %s again", c.name, a.by, a.source)
+		}
 	}
 }
 
@@ -460,7 +474,11 @@ func (k *checker) waits(name string, w *want) {
 		for _, id := range k.t.seeds {
 			s := k.t.peers[PeerID(id)]
 			o := c.of(s)
-			if k.t.free(s) > 0 && !m.avoids(s) && !c.dropped[s.ID] && (o == nil || !o.offers(p) && (o.act == nil || o.act.noOrigin.IsZero())) {
+			// Who accused a seed that has nothing of the blob (it left, and is back)
+			// avoids it from when it has something only, and is not to have it read
+			// either.
+			shunned := m.avoids(s) || o == nil && c.blames(m.peer.ID, s.ID)
+			if k.t.free(s) > 0 && !shunned && !c.dropped[s.ID] && (o == nil || !o.offers(p) && (o.act == nil || o.act.noOrigin.IsZero())) {
 				k.failf("%s waits for %d and %s could read it", name, p, id)
 			}
 		}

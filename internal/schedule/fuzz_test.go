@@ -72,14 +72,20 @@ func fuzzOnce(t *testing.T, data []byte, tracing bool) {
 	if d.roll(2) == 1 {
 		shapes["y"] = Shape{Size: int64(1+d.roll(4)) * extent, PieceSize: extent}
 	}
-	w := newWorld(opt, 2+d.roll(5), shapes)
+	peers, rounds := 2+d.roll(5), 400
+	if d.roll(4) == 0 {
+		// Some things go wrong among many only. The more of them let expire what
+		// they are granted the longer the others wait for their turn.
+		peers, rounds = peers+d.roll(11), 4000
+	}
+	w := newWorld(opt, peers, shapes)
 	w.tracing = tracing
 	for len(d.left) > 0 && len(w.wrong) == 0 {
 		w.random(d)
 	}
 	hungry := []string{}
 	if len(w.wrong) == 0 {
-		hungry = w.finish(400)
+		hungry = w.finish(rounds)
 	}
 	if len(w.wrong) == 0 && len(hungry) == 0 {
 		for _, a := range w.peers {

@@ -83,10 +83,13 @@ func (t *Tracker) mayIdle(m *member) { t.idle = append(t.idle, m) }
 // tidy forgets what is no longer worth remembering of m, of its blob too.
 func (t *Tracker) tidy(m *member) {
 	if a := m.act; a != nil {
-		if len(a.in)+len(a.out)+len(a.wants) == 0 && m.have.count == 0 {
+		if len(a.in)+len(a.out)+len(a.wants) > 0 || !a.noOrigin.IsZero() {
+			return
+		}
+		if m.have.count == 0 {
 			m.trustless()
 		}
-		if len(a.in)+len(a.out)+len(a.wants)+len(a.avoid) > 0 || !a.noOrigin.IsZero() {
+		if len(a.avoid) > 0 {
 			return
 		}
 		m.act = nil

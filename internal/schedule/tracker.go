@@ -85,6 +85,7 @@ type peer struct {
 	rack, zone string // what rings are named by, empty if unknown
 
 	members []*member
+	turn    int       // where among them wakeUp goes on
 	aside   []*member // taken out of their rings until a slot is free
 	pieces  int       // that the blobs of its members have
 }
@@ -397,9 +398,19 @@ func (t *Tracker) wakeUp(w wake) {
 			}
 		}
 	}
-	for line := range 3 {
+	for line := range int(blob.Background) {
 		for _, m := range members {
 			t.offer(m, line, m.c.everything())
+		}
+	}
+	// Who lets what it is granted expire comes back without end: not always to the
+	// same blob first.
+	turn, free := p.turn, t.free(p)
+	for i := range members {
+		m := members[(turn+i)%len(members)]
+		t.offer(m, int(blob.Background), m.c.everything())
+		if t.free(p) < free {
+			free, p.turn = t.free(p), (turn+i+1)%len(members)
 		}
 	}
 }

@@ -198,11 +198,7 @@ func (t *Tracker) enqueue(w *want) {
 	waits := !w.finished && w.need.count > 0 && w.active < t.width(w) && !w.m.peer.leaving
 	line := w.place()
 	if w.queued && (!waits || w.line != line) {
-		c.queue[w.line].remove(w)
-		w.queued = false
-		if !w.bulk() && w.line > 0 {
-			c.late--
-		}
+		w.leave()
 	}
 	if waits && !w.queued {
 		c.queue[line].push(w)
@@ -233,5 +229,15 @@ func (t *Tracker) enqueue(w *want) {
 		t.hungry[c.hungryAt], last.hungryAt = last, c.hungryAt
 		t.hungry = t.hungry[:len(t.hungry)-1]
 		c.hungryAt = -1
+	}
+}
+
+// leave takes w out of its line, until it is enqueued.
+func (w *want) leave() {
+	c := w.m.c
+	c.queue[w.line].remove(w)
+	w.queued = false
+	if !w.bulk() && w.line > 0 {
+		c.late--
 	}
 }
