@@ -61,7 +61,9 @@ func (s *stack) goNative() error {
 // mountBeside returns the roots of the lazy mount and of the new native one; nil
 // where there is nothing to do.
 func (s *stack) mountBeside() (lazy, native *os.File, err error) {
-	s.mu.Lock()
+	if !s.mu.TryLock() {
+		return nil, nil, nil // it is being built, mounted or unmounted: others need not wait for that
+	}
 	defer s.mu.Unlock()
 	if s.path == "" || s.native || !s.lib.allComplete(s) {
 		return nil, nil, nil
