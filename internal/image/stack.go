@@ -34,6 +34,7 @@ type stack struct {
 	devices []int    // the layer behind each device slot; nil before it is built
 	path    string   // where it is mounted; empty where it is not
 	native  bool     // the mount at path needs no layer device
+	beside  bool     // a native mount beside the lazy one at path was tried
 	pinned  []func() // release blobs that are held for it
 
 	// mounted says that it may be mounted: set before it is, and cleared after.
@@ -253,7 +254,7 @@ func (s *stack) mount() error {
 
 // unmount takes the stack's mounts away; whoever uses them keeps them.
 func (s *stack) unmount() error {
-	s.path, s.native = "", false
+	s.path, s.native, s.beside = "", false, false
 	s.mounted.Store(false)
 	s.unpin()
 	for _, native := range []bool{true, false} {

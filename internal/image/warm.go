@@ -65,9 +65,10 @@ func (s *stack) mountBeside() (lazy, native *os.File, err error) {
 		return nil, nil, nil // it is being built, mounted or unmounted: others need not wait for that
 	}
 	defer s.mu.Unlock()
-	if s.path == "" || s.native || !s.lib.allComplete(s) {
+	if s.path == "" || s.native || s.beside || !s.lib.allComplete(s) {
 		return nil, nil, nil
 	}
+	s.beside = true // if it fails, it would fail, and be logged, every time it is looked for something to do
 	if lazy, err = os.Open(s.path); err != nil {
 		return nil, nil, err
 	}

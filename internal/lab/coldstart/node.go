@@ -147,8 +147,15 @@ func (n *node) close() error {
 	return nil
 }
 
+// slowDrop is how long forgetting takes before it is said what it may wait for.
+const slowDrop = 30 * time.Second
+
 // dropCaches makes the kernel forget what it can of all files.
-func dropCaches() error {
+func dropCaches(log *slog.Logger) error {
+	// A file system that is being unmounted holds it, and that may never end.
+	defer time.AfterFunc(slowDrop, func() {
+		log.Warn("the kernel does not drop its caches; if a FUSE file system hangs, echo 1 > /sys/fs/fuse/connections/N/abort ends it", "waited", slowDrop)
+	}).Stop()
 	// What is not written yet cannot be forgotten; waiting for the disk to
 	// finish what others write would take as long as it likes.
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3\n"), 0); err != nil {

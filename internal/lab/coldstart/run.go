@@ -162,7 +162,7 @@ func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase
 			return err
 		}
 	}
-	if err := dropCaches(); err != nil {
+	if err := dropCaches(e.Logger); err != nil {
 		return err
 	}
 	// The registry is a machine of its own that was not just started.
@@ -296,7 +296,7 @@ func (e *experiment) warm(ctx context.Context, n *node, ref string, c testCase) 
 	if err := n.forget(ctx, ref); err != nil {
 		return fmt.Errorf("remove the image: %w", err)
 	}
-	return dropCaches()
+	return dropCaches(e.Logger)
 }
 
 // loadAverage returns the machine's load average of the last minute (proc(5)).
