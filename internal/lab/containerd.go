@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"skimmer/internal/lab/child"
 )
 
 // ContainerdConfig says which containerd is started and what it is connected
@@ -54,13 +55,10 @@ type ContainerdConfig struct {
 // concurrent use.
 type Containerd struct {
 	// Constant after StartContainerd.
-	cfg    ContainerdConfig
-	major  int
-	log    *slog.Logger
-	cmd    *exec.Cmd
-	exited chan struct{}
-	err    error // set before exited is closed
-	wg     sync.WaitGroup
+	cfg     ContainerdConfig
+	major   int
+	log     *slog.Logger
+	process *child.Process // nil where it could not be started
 
 	mu      sync.Mutex
 	stopped bool // mu guards: it was asked to end
@@ -86,7 +84,7 @@ func StartContainerd(ctx context.Context, cfg ContainerdConfig) (*Containerd, er
 }
 
 func newContainerd(ctx context.Context, cfg ContainerdConfig) (*Containerd, error) {
-	c := &Containerd{log: cfg.Logger, exited: make(chan struct{})}
+	c := &Containerd{log: cfg.Logger}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -160,38 +158,14 @@ func majorOf(version string) (int, error) {
 func (c *Containerd) start(ctx context.Context) error {
 	// A socket left by one that was killed would look like an answer.
 	if err := os.Remove(c.Address()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		close(c.exited)
-		return err
-	}
-	log, err := os.OpenFile(c.LogPath(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
-	if err != nil {
-		close(c.exited)
 		return err
 	}
 	cmd := exec.Command(c.cfg.Binary, "--config", filepath.Join(c.cfg.Dir, "config.toml"))
 	cmd.Env = c.environ()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	started := make(chan error, 1)
-	c.wg.Go(func() {
-		defer close(c.exited)
-		defer log.Close()
-		// The signal is sent when the thread that started it ends (prctl(2)), so
-		// the thread is kept until then.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			c.err = cmd.Wait()
-		}
-	})
-	if err := <-started; err != nil {
+	var err error
+	if c.process, err = child.Start(cmd, child.Options{Log: c.LogPath(), Signal: syscall.SIGTERM}); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.cmd = cmd
-	c.mu.Unlock()
 	return c.waitReady(ctx)
 }
 
@@ -219,25 +193,15 @@ func (c *Containerd) waitReady(ctx context.Context) error {
 			return conn.Close()
 		}
 		select {
-		case <-c.exited:
-			return fmt.Errorf("%s ended: %w; the end of its log:\n%s", c.cfg.Binary, c.err, c.logTail())
+		case <-c.process.Exited():
+			return fmt.Errorf("%s ended: %v; it said last: %s", c.cfg.Binary, c.process.State(), c.process.Tail())
 		case <-limit.C:
-			return fmt.Errorf("%s does not answer after %v; the end of its log:\n%s", c.cfg.Binary, startLimit, c.logTail())
+			return fmt.Errorf("%s does not answer after %v; it said last: %s", c.cfg.Binary, startLimit, c.process.Tail())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-again.C:
 		}
 	}
-}
-
-// logTail returns the last lines of containerd's log.
-func (c *Containerd) logTail() string {
-	data, err := os.ReadFile(c.LogPath())
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return strings.Join(lines[max(0, len(lines)-10):], "\n")
 }
 
 // Address returns the path of the socket.
@@ -250,7 +214,7 @@ func (c *Containerd) LogPath() string { return filepath.Join(c.cfg.Dir, "contain
 func (c *Containerd) Version() (major int) { return c.major }
 
 // Exited is closed when the process has ended, for whatever reason.
-func (c *Containerd) Exited() <-chan struct{} { return c.exited }
+func (c *Containerd) Exited() <-chan struct{} { return c.process.Exited() }
 
 // Stop ends containerd, with force after five seconds, and waits until it is
 // gone. Containers go on running, as they do with any containerd; see Close.
@@ -264,27 +228,18 @@ func (c *Containerd) Stop() error {
 
 // stop is Stop for those who hold mu.
 func (c *Containerd) stop() error {
-	if c.cmd == nil || c.stopped {
-		c.wg.Wait()
+	if c.process == nil || c.stopped {
 		return nil
 	}
 	c.stopped = true
 	select {
-	case <-c.exited:
-		return fmt.Errorf("stop containerd: it had ended already: %w; the end of its log:\n%s", c.err, c.logTail())
+	case <-c.process.Exited():
+		return fmt.Errorf("stop containerd: it had ended already: %v; it said last: %s", c.process.State(), c.process.Tail())
 	default:
 	}
-	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if _, err := c.process.End(stopLimit); err != nil {
 		return fmt.Errorf("stop containerd: %w", err)
 	}
-	limit := time.NewTimer(stopLimit)
-	defer limit.Stop()
-	select {
-	case <-c.exited:
-	case <-limit.C:
-		_ = c.cmd.Process.Kill() // the only error is that it has ended
-	}
-	c.wg.Wait()
 	return nil
 }
 

@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +21,8 @@ import (
 	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
+
+	"skimmer/internal/lab/child"
 )
 
 const (
@@ -56,9 +57,7 @@ type Registry struct {
 	dir     string
 	ownDir  bool
 	server  *http.Server
-	cmd     *exec.Cmd // nil when the registry is in this process
-	exited  chan struct{}
-	exitErr error // set before exited is closed
+	process *child.Process // nil when the registry is in this process
 	log     *slog.Logger
 	wg      sync.WaitGroup
 
@@ -70,7 +69,7 @@ type Registry struct {
 // StartRegistry starts a registry and returns when it answers. It runs until
 // Close, or until ctx ends, which still wants a Close.
 func StartRegistry(ctx context.Context, opts RegistryOptions) (*Registry, error) {
-	r := &Registry{dir: opts.Dir, log: opts.Logger, exited: make(chan struct{})}
+	r := &Registry{dir: opts.Dir, log: opts.Logger}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -103,7 +102,6 @@ func (r *Registry) start(ctx context.Context, program string) error {
 	var handler http.Handler
 	if program == "" {
 		r.program = "embedded"
-		close(r.exited)
 		handler = ggcr.New(
 			ggcr.WithBlobHandler(ggcr.NewDiskBlobHandler(r.dir)),
 			ggcr.Logger(slog.NewLogLogger(r.log.Handler(), slog.LevelDebug)),
@@ -155,13 +153,11 @@ func (r *Registry) run(ctx context.Context) (socket string, err error) {
 	// A socket's path may have 107 bytes (unix(7)); r.dir may be longer.
 	run, err := os.MkdirTemp("", "skimmer-registry-run-")
 	if err != nil {
-		close(r.exited)
 		return "", err
 	}
 	socket = filepath.Join(run, "sock")
 	config := filepath.Join(run, "config.yml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, registryConfig, r.dir, socket), 0o600); err != nil {
-		close(r.exited)
 		return "", errors.Join(err, os.RemoveAll(run))
 	}
 	cmd := exec.CommandContext(ctx, r.program, "serve", config)
@@ -173,37 +169,27 @@ func (r *Registry) run(ctx context.Context) (socket string, err error) {
 	cmd.Env = append(cmd.Env, "OTEL_TRACES_EXPORTER=none")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopLimit
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	out, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
 	watch := newLogWatch("listening on")
 	r.wg.Go(func() { watch.read(out, r.log) })
-	started := make(chan error, 1)
+	process, err := child.Start(cmd, child.Options{})
+	if err != nil {
+		return "", errors.Join(err, w.Close(), os.RemoveAll(run))
+	}
+	r.process = process
 	r.wg.Go(func() {
-		// The signal is sent when the thread that started it ends (prctl(2)), as
-		// those of Run do, so the thread is kept until then.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			r.exitErr = cmd.Wait()
-		}
+		_ = process.Wait() // who wants to know how it ended asks again
 		_ = w.Close()
 		_ = os.RemoveAll(run)
-		close(r.exited)
 	})
-	if err := <-started; err != nil {
-		return "", err
-	}
-	r.cmd = cmd
 	limit := time.NewTimer(startLimit)
 	defer limit.Stop()
 	select {
 	case <-watch.seen:
 		return socket, nil
-	case <-r.exited:
-		return "", fmt.Errorf("run %s: it ended before it listened: %w; its last output:\n%s", r.program, r.exitErr, watch.tail())
+	case <-process.Exited():
+		return "", fmt.Errorf("run %s: it ended before it listened: %v; its last output:\n%s", r.program, process.State(), watch.tail())
 	case <-limit.C:
 		return "", fmt.Errorf("run %s: it does not listen after %v; its last output:\n%s", r.program, startLimit, watch.tail())
 	case <-ctx.Done():
@@ -270,8 +256,10 @@ func (r *Registry) Close() error {
 		if r.server != nil {
 			err = r.server.Close()
 		}
-		if r.cmd != nil {
-			err = errors.Join(err, r.stop())
+		if r.process != nil {
+			if _, serr := r.process.End(stopLimit); serr != nil {
+				err = errors.Join(err, fmt.Errorf("stop registry: %w", serr))
+			}
 		}
 		r.wg.Wait()
 		if r.ownDir {
@@ -279,25 +267,6 @@ func (r *Registry) Close() error {
 		}
 	})
 	return err
-}
-
-// stop asks the registry program to end, and makes it.
-func (r *Registry) stop() error {
-	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stop registry: %w", err)
-	}
-	limit := time.NewTimer(stopLimit)
-	defer limit.Stop()
-	select {
-	case <-r.exited:
-		return nil
-	case <-limit.C:
-	}
-	if err := r.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stop registry: %w", err)
-	}
-	<-r.exited
-	return nil
 }
 
 // logWatch waits for a phrase in a program's output and remembers the end of

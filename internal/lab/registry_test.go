@@ -148,8 +148,8 @@ func TestRegistryLeavesNothingBehind(t *testing.T) {
 		if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 			t.Errorf("left in the temporary directory: %v, %v", left, err)
 		}
-		if r.cmd != nil {
-			if err := syscall.Kill(r.cmd.Process.Pid, 0); !errors.Is(err, syscall.ESRCH) {
+		if r.process != nil {
+			if err := syscall.Kill(r.process.PID(), 0); !errors.Is(err, syscall.ESRCH) {
 				t.Errorf("the registry's process is still there: %v", err)
 			}
 		}

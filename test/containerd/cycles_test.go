@@ -84,7 +84,7 @@ func (n *node) settled(t *testing.T, before figures) (f figures) {
 func (n *node) figures(t *testing.T) (f figures) {
 	t.Helper()
 	f.mounts = len(mounts(t, n.dataDir))
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.peer.Cmd.Process.Pid))
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.peer.PID()))
 	if err != nil {
 		t.Fatal(err)
 	}

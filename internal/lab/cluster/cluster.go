@@ -15,12 +15,15 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"skimmer/internal/lab"
+	"skimmer/internal/lab/child"
 )
 
 // MaxNodes is how many nodes a world may have: they share a /24.
@@ -62,8 +65,8 @@ type World struct {
 
 	close sync.Once
 	mu    sync.Mutex
-	procs []*Process // mu guards: all that were ever started
-	ended bool       // mu guards: Close was called
+	procs []*child.Process // mu guards: all that were ever started
+	ended bool             // mu guards: Close was called
 }
 
 // New makes the nodes of a world and their switch. It needs root and
@@ -220,10 +223,10 @@ func (w *World) end() error {
 	w.mu.Unlock()
 	var errs []error
 	for _, p := range procs {
-		errs = append(errs, p.signalKill())
+		errs = append(errs, p.Signal(syscall.SIGKILL))
 	}
 	for _, p := range procs {
-		p.wg.Wait()
+		_ = p.Wait() // they were killed
 	}
 	if w.dir != "" {
 		// Daemons may have left helpers, and mounts that stay without them.
@@ -250,14 +253,19 @@ func (w *World) end() error {
 	return errors.Join(errs...)
 }
 
-// add remembers a program to be killed by Close; after Close there is no adding.
-func (w *World) add(p *Process) bool {
+// launch starts a program that Close kills; after Close there is no starting,
+// and while a program is being started no closing.
+func (w *World) launch(cmd *exec.Cmd, opts child.Options) (*child.Process, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.ended {
+	if w.ended {
+		return nil, errors.New("the world was closed")
+	}
+	p, err := child.Start(cmd, opts)
+	if err == nil {
 		w.procs = append(w.procs, p)
 	}
-	return !w.ended
+	return p, err
 }
 
 // address returns the address of node number i. The network is of those set

@@ -311,6 +311,42 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestCloseWhileStarting closes a world in which programs are being started:
+// each of them fails to, or is gone afterwards.
+func TestCloseWhileStarting(t *testing.T) {
+	needRoot(t)
+	w, err := New(t.Context(), Config{Nodes: []NodeConfig{{Name: "a"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := make([]*Process, 8)
+	first := make(chan struct{}, len(started))
+	var wg sync.WaitGroup
+	for i := range started {
+		wg.Go(func() {
+			name := fmt.Sprintf("sleep%d", i)
+			started[i], _ = w.Node("a").Start(t.Context(), Command{Name: name, Path: "sleep", Args: []string{"1000"}})
+			first <- struct{}{}
+		})
+	}
+	<-first
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	for i, p := range started {
+		if p == nil {
+			continue // the world was closed before
+		}
+		select {
+		case <-p.Exited():
+		default:
+			t.Errorf("program %d runs after Close", i)
+			_ = p.Kill()
+		}
+	}
+}
+
 // TestKilled kills the process that made a world: nothing may run on.
 func TestKilled(t *testing.T) {
 	needRoot(t)

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,13 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"skimmer/internal/lab/child"
 )
 
 const (
@@ -43,50 +43,18 @@ type Command struct {
 // Process is a program that was started on a node. Its methods are safe for
 // concurrent use.
 type Process struct {
-	// Constant after Start.
-	name   string
-	log    string // the name of a file
-	cmd    *exec.Cmd
-	exited chan struct{}
-	wg     sync.WaitGroup
+	*child.Process
 
-	err  error         // how it ended; set before exited is closed
-	used time.Duration // set before exited is closed
-	peak int64         // set before exited is closed
+	// Constant after Start.
+	name string
+	log  string // the name of a file
 }
 
 // Start starts a program on the node, in the node's folder, with its output
 // appended to a log there. It runs until it ends, is stopped, or the world is
 // closed, whatever becomes of ctx, which limits only the wait for Notifies.
 func (n *Node) Start(ctx context.Context, c Command) (*Process, error) {
-	p := &Process{name: c.Name, log: filepath.Join(n.dir, c.Name+".log"), exited: make(chan struct{})}
-	if !n.world.add(p) {
-		close(p.exited)
-		return nil, fmt.Errorf("start %s on node %s: the world was closed", c.Name, n.name)
-	}
-	var ready *net.UnixConn
-	env := append(os.Environ(), c.Env...)
-	if c.Notifies {
-		path := filepath.Join(n.dir, c.Name+".ready")
-		_ = os.Remove(path) // there only if it ran before
-		var err error
-		if ready, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"}); err != nil {
-			close(p.exited)
-			return nil, fmt.Errorf("start %s on node %s: %w", c.Name, n.name, err)
-		}
-		defer ready.Close()
-		env = append(env, "NOTIFY_SOCKET="+path)
-	}
-	// Not CommandContext: it outlives ctx.
-	p.cmd = exec.Command(c.Path, c.Args...)
-	p.cmd.Dir, p.cmd.Env = n.dir, env
-	err := p.start(n.space)
-	if err == nil && c.Notifies {
-		err = errors.Join(p.awaitReady(ctx, ready), ctx.Err())
-		if err != nil {
-			err = errors.Join(err, p.Kill(), errors.New("the end of its log: "+p.Tail()))
-		}
-	}
+	p, err := n.start(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("start %s on node %s: %w", c.Name, n.name, err)
 	}
@@ -94,40 +62,33 @@ func (n *Node) Start(ctx context.Context, c Command) (*Process, error) {
 	return p, nil
 }
 
-func (p *Process) start(space *namespace) error {
-	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		close(p.exited)
-		return err
-	}
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	started := make(chan error, 1)
-	p.wg.Go(func() {
-		defer close(p.exited)
-		defer log.Close()
-		// The signal is sent when the thread that started it ends (prctl(2)), so
-		// the thread is kept until then; it is in the node and not given back.
-		runtime.LockOSThread()
-		err := space.enter()
-		if err == nil {
-			err = p.cmd.Start()
+func (n *Node) start(ctx context.Context, c Command) (*Process, error) {
+	p := &Process{name: c.Name, log: filepath.Join(n.dir, c.Name+".log")}
+	// Not CommandContext: it outlives ctx.
+	cmd := exec.Command(c.Path, c.Args...)
+	cmd.Dir, cmd.Env = n.dir, append(os.Environ(), c.Env...)
+	var ready *net.UnixConn
+	if c.Notifies {
+		path := filepath.Join(n.dir, c.Name+".ready")
+		_ = os.Remove(path) // there only if it ran before
+		var err error
+		if ready, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"}); err != nil {
+			return nil, err
 		}
-		started <- err
-		if err == nil {
-			p.err = p.cmd.Wait()
-			p.rest(p.cmd.ProcessState)
-		}
-	})
-	return <-started
-}
-
-// rest notes what the program has used in all.
-func (p *Process) rest(s *os.ProcessState) {
-	p.used = s.UserTime() + s.SystemTime()
-	if u, ok := s.SysUsage().(*syscall.Rusage); ok {
-		p.peak = u.Maxrss << 10
+		defer ready.Close()
+		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path)
 	}
+	var err error
+	if p.Process, err = n.world.launch(cmd, child.Options{Log: p.log, Enter: n.space.enter}); err != nil {
+		return nil, err
+	}
+	if !c.Notifies {
+		return p, nil
+	}
+	if err := errors.Join(p.awaitReady(ctx, ready), ctx.Err()); err != nil {
+		return nil, errors.Join(err, p.Kill(), errors.New("it said last: "+p.Tail()))
+	}
+	return p, nil
 }
 
 // awaitReady waits until the program says READY=1, ends, or has had its time.
@@ -141,7 +102,7 @@ func (p *Process) awaitReady(ctx context.Context, conn *net.UnixConn) error {
 	watch.Go(func() {
 		select {
 		case <-ctx.Done():
-		case <-p.exited:
+		case <-p.Exited():
 		case <-said:
 		}
 		_ = conn.SetReadDeadline(time.Unix(1, 0))
@@ -151,8 +112,8 @@ func (p *Process) awaitReady(ctx context.Context, conn *net.UnixConn) error {
 		n, err := conn.Read(buf)
 		if err != nil {
 			select {
-			case <-p.exited:
-				return fmt.Errorf("it ended: %w", errors.Join(p.err, err))
+			case <-p.Exited():
+				return fmt.Errorf("it ended: %v", p.State())
 			default:
 				return fmt.Errorf("it is not ready after %v: %w", readyLimit, err)
 			}
@@ -163,52 +124,22 @@ func (p *Process) awaitReady(ctx context.Context, conn *net.UnixConn) error {
 	}
 }
 
-// PID returns the process ID.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
-
-// Exited is closed when the program has ended.
-func (p *Process) Exited() <-chan struct{} { return p.exited }
-
-// Signal sends the program a signal; one that has ended takes it as well.
-func (p *Process) Signal(sig syscall.Signal) error {
-	if p.cmd == nil || p.cmd.Process == nil {
-		return nil
-	}
-	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("send %v to %s: %w", sig, p.name, err)
-	}
-	return nil
-}
-
-func (p *Process) signalKill() error { return p.Signal(syscall.SIGKILL) }
-
-// Kill kills the program and waits until it is gone.
-func (p *Process) Kill() error {
-	err := p.signalKill()
-	if err == nil {
-		<-p.exited
-	}
-	return err
-}
-
 // Stop asks the program to end, kills it when it does not within 15 seconds,
 // and waits until it is gone. It returns how it ended, and an error where it
 // had to be killed.
 func (p *Process) Stop() error {
-	if err := p.Signal(syscall.SIGTERM); err != nil {
-		return err
+	killed, err := p.End(stopLimit)
+	switch {
+	case err != nil:
+	case killed:
+		err = fmt.Errorf("it runs %v after SIGTERM", stopLimit)
+	default:
+		err = p.Wait()
 	}
-	limit := time.NewTimer(stopLimit)
-	defer limit.Stop()
-	select {
-	case <-p.exited:
-		if p.err != nil {
-			return fmt.Errorf("stop %s: %w: %s", p.name, p.err, p.Tail())
-		}
-		return nil
-	case <-limit.C:
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", p.name, err)
 	}
-	return errors.Join(fmt.Errorf("stop %s: it runs %v after SIGTERM", p.name, stopLimit), p.Kill())
+	return nil
 }
 
 // Log returns all that the program has written, and what ran before under its
@@ -216,12 +147,6 @@ func (p *Process) Stop() error {
 func (p *Process) Log() string {
 	data, _ := os.ReadFile(p.log) // what cannot be read is empty
 	return string(data)
-}
-
-// Tail returns the last lines of the log.
-func (p *Process) Tail() string {
-	lines := bytes.Split(bytes.TrimSpace([]byte(p.Log())), []byte("\n"))
-	return string(bytes.Join(lines[max(0, len(lines)-10):], []byte(" | ")))
 }
 
 // Usage is what a program has used so far.
@@ -237,8 +162,8 @@ const tick = 10 * time.Millisecond
 // Usage returns what the program has used so far, or in all if it has ended.
 func (p *Process) Usage() (Usage, error) {
 	select {
-	case <-p.exited:
-		return Usage{CPU: p.used, Peak: p.peak}, nil
+	case <-p.Exited():
+		return usageOf(p.State()), nil
 	default:
 	}
 	dir := fmt.Sprintf("/proc/%d/", p.PID())
@@ -248,6 +173,15 @@ func (p *Process) Usage() (Usage, error) {
 		return Usage{}, fmt.Errorf("read usage of %s: %w", p.name, err)
 	}
 	return parseUsage(string(stat), string(status))
+}
+
+// usageOf returns what a program that has ended has used.
+func usageOf(s *os.ProcessState) Usage {
+	u := Usage{CPU: s.UserTime() + s.SystemTime()}
+	if r, ok := s.SysUsage().(*syscall.Rusage); ok {
+		u.Peak = r.Maxrss << 10
+	}
+	return u
 }
 
 // parseUsage reads the files stat and status of a process (proc_pid_stat(5)).

@@ -9,13 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"skimmer/internal/lab"
+	"skimmer/internal/lab/child"
 )
 
 const (
@@ -27,12 +26,10 @@ const (
 
 // proc is a snapshotter in a process of its own.
 type proc struct {
-	cmd    *exec.Cmd
-	log    string // the name of a file
-	warn   *slog.Logger
-	exited chan struct{}
-	err    error // set before exited is closed
-	wg     sync.WaitGroup
+	cmd  *exec.Cmd
+	log  string // the name of a file
+	warn *slog.Logger
+	run  *child.Process // nil until it was started
 }
 
 // daemonConfig says where a snapshotter is.
@@ -78,7 +75,7 @@ func startDaemon(ctx context.Context, cfg Config, d daemonConfig) (*proc, error)
 	default:
 		return nil, fmt.Errorf("mode %s has no daemon", d.mode)
 	}
-	p := &proc{cmd: cmd, log: filepath.Join(d.dir, "daemon.log"), warn: cfg.Logger, exited: make(chan struct{})}
+	p := &proc{cmd: cmd, log: filepath.Join(d.dir, "daemon.log"), warn: cfg.Logger}
 	if err := p.start(ctx, "unix", d.socket); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", d.mode, err), p.close())
 	}
@@ -102,28 +99,8 @@ snapshotter:
 
 // start starts the program and returns when it answers at an address.
 func (p *proc) start(ctx context.Context, network, address string) error {
-	log, err := os.Create(p.log)
-	if err != nil {
-		close(p.exited)
-		return err
-	}
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	started := make(chan error, 1)
-	p.wg.Go(func() {
-		defer close(p.exited)
-		defer log.Close()
-		// The signal is sent when the thread that started it ends (prctl(2)), so
-		// the thread is kept until then.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = p.cmd.Wait()
-		}
-	})
-	if err := <-started; err != nil {
+	var err error
+	if p.run, err = child.Start(p.cmd, child.Options{Log: p.log, Signal: syscall.SIGTERM}); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
@@ -134,8 +111,8 @@ func (p *proc) start(ctx context.Context, network, address string) error {
 			return conn.Close()
 		}
 		select {
-		case <-p.exited:
-			return fmt.Errorf("it ended: %w; the end of its log:\n%s", p.err, tail(p.log))
+		case <-p.run.Exited():
+			return fmt.Errorf("it ended: %v; the end of its log:\n%s", p.run.State(), tail(p.log))
 		default:
 		}
 		if werr := wait(ctx, 10*time.Millisecond); werr != nil {
@@ -148,28 +125,17 @@ func (p *proc) start(ctx context.Context, network, address string) error {
 // has to be killed has been measured all the same; its mounts are taken away by
 // the node.
 func (p *proc) close() error {
-	defer p.wg.Wait()
-	if p.cmd.Process == nil {
+	if p.run == nil {
 		return nil
 	}
-	select {
-	case <-p.exited:
-		return nil
-	default:
-	}
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	killed, err := p.run.End(endLimit)
+	if err != nil {
 		return fmt.Errorf("stop %s: %w", p.cmd.Path, err)
 	}
-	limit := time.NewTimer(endLimit)
-	defer limit.Stop()
-	select {
-	case <-p.exited:
-		return nil
-	case <-limit.C:
-		_ = p.cmd.Process.Kill() // the only error is that it has ended
+	if killed {
 		p.warn.Warn("snapshotter had to be killed", "program", p.cmd.Path, "after", endLimit)
-		return nil
 	}
+	return nil
 }
 
 // tail returns the last lines of a file.

@@ -67,7 +67,7 @@ func (s *swarm) open(ctx context.Context, cfg Config, dir string) error {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	s.scheduler = &proc{
 		cmd: exec.Command(cfg.Skimmer, "scheduler", "--config", file),
-		log: filepath.Join(dir, "scheduler.log"), warn: cfg.Logger, exited: make(chan struct{}),
+		log: filepath.Join(dir, "scheduler.log"), warn: cfg.Logger,
 	}
 	if err := s.scheduler.start(ctx, "tcp", address); err != nil {
 		return fmt.Errorf("start scheduler: %w", err)
