@@ -235,24 +235,15 @@ type part struct {
 	p []byte
 }
 
-// inflateParts has streams, whose bytes have been reserved, inflated in the
-// background.
-func (in *inflow) inflateParts(parts []part) {
-	if len(parts) == 0 {
-		return
-	}
-	in.tasks.Go(func() {
-		in.inflateAll(parts)
-		for _, x := range parts {
-			in.l.pool.unreserve(int64(len(x.p)))
-		}
-	})
-}
-
-// inflateAll inflates streams and records what is in them.
+// inflateAll inflates streams, on a processor of the pool.
 func (in *inflow) inflateAll(parts []part) {
 	in.l.pool.acquire(in.r.prio)
 	defer in.l.pool.release()
+	in.inflateParts(parts)
+}
+
+// inflateParts inflates streams and records what is in them.
+func (in *inflow) inflateParts(parts []part) {
 	var done []extent
 	for _, x := range parts {
 		done = in.inflate(x.f, bytes.NewReader(x.p), done)

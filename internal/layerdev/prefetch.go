@@ -240,12 +240,7 @@ func (in *inflow) receiveSeveral(ctx context.Context, source blob.MultiReader) e
 		s := in.c.ix.Streams[f.stream]
 		ranges[i] = blob.Range{Off: s.Off, Len: s.End - s.Off}
 	}
-	var ready []part
-	var bytes int64
-	flush := func() {
-		in.inflateParts(ready)
-		ready, bytes = nil, 0
-	}
+	arrived := &gathered{in: in}
 	in.handed = make([]bool, len(flights))
 	defer func() {
 		for _, p := range parts {
@@ -265,13 +260,66 @@ func (in *inflow) receiveSeveral(ctx context.Context, source blob.MultiReader) e
 			return nil
 		}
 		in.handed[i] = true
-		ready = append(ready, part{flights[i], parts[i]})
+		arrived.add(part{flights[i], parts[i]})
 		parts[i] = nil
-		if bytes += ranges[i].Len; bytes >= batchBytes {
-			flush()
-		}
 		return nil
 	})
-	flush()
 	return err
+}
+
+// gathered are streams that arrived and wait to be inflated. While a processor is
+// free they wait for nothing, since somebody may wait for them; else several
+// small ones are inflated in one go.
+type gathered struct {
+	in *inflow // constant
+
+	// mu guards what follows.
+	mu    sync.Mutex
+	parts []part
+	bytes int64 // in parts
+	tasks int   // how many inflate them
+}
+
+// add has one more stream inflated, whose bytes have been reserved.
+func (g *gathered) add(p part) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.parts = append(g.parts, p)
+	g.bytes += int64(len(p.p))
+	if g.bytes > int64(g.tasks)*batchBytes {
+		g.tasks++
+		g.in.tasks.Go(g.inflate)
+	}
+}
+
+// inflate inflates what is there until nothing is.
+func (g *gathered) inflate() {
+	for g.inflateSome() {
+	}
+}
+
+func (g *gathered) inflateSome() bool {
+	g.in.l.pool.acquire(g.in.r.prio)
+	defer g.in.l.pool.release()
+	parts, bytes := g.take()
+	g.in.inflateParts(parts)
+	g.in.l.pool.unreserve(bytes)
+	return len(parts) > 0
+}
+
+// take returns the next streams, with their size in bytes. Whoever gets none is
+// no longer counted.
+func (g *gathered) take() (parts []part, bytes int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := 0
+	for ; n < len(g.parts) && bytes < batchBytes; n++ {
+		bytes += int64(len(g.parts[n].p))
+	}
+	parts, g.parts = g.parts[:n], g.parts[n:]
+	g.bytes -= bytes
+	if n == 0 {
+		g.tasks--
+	}
+	return parts, bytes
 }
