@@ -32,14 +32,14 @@ func newBenchCommand(a *app) *cobra.Command {
 
 // coldstartFlags are what "skimmer bench coldstart" can be told.
 type coldstartFlags struct {
-	images, shapes, modes         string
-	runs                          int
-	peerShape, firstNode          string
-	imports, whole, atOnce        bool
-	page, chart                   string // files
-	baseline, skimmer, containerd string
-	packageCache, registryDir     string
-	chunkSize                     config.Bytes
+	images, shapes, modes          string
+	runs                           int
+	peerShape, firstNode           string
+	imports, whole, atOnce, mirror bool
+	page, chart                    string // files
+	baseline, skimmer, containerd  string
+	packageCache, registryDir      string
+	chunkSize                      config.Bytes
 }
 
 func newBenchColdstartCommand(a *app) *cobra.Command {
@@ -50,14 +50,17 @@ func newBenchColdstartCommand(a *app) *cobra.Command {
 		Long: `Build real images out of Debian packages, convert them to eStargz, push them to a
 registry on this machine behind a path with a round trip and a bandwidth, and
 start them with a containerd of its own: pull, create, and run until the program
-has ended. Every start is on a fresh node with empty directories and an empty
-page cache, and then again with everything there. These ways of getting at the
-image take turns:
+has ended. Every start is on a fresh node, with empty directories and nothing in
+the page cache but the shim and runc, which have just started the sandbox of the
+image's pod on a real one; and then again with everything there. These ways of
+getting at the image take turns:
 
   overlayfs        containerd's own: fetch everything, unpack it, start
   stargz           the stock stargz snapshotter (make bench-baseline builds it)
   skimmer          this program, as "skimmer peer" in a process of its own, on
-                   the first node of its cluster to start the image
+                   the first node of its cluster to start the image; containerd
+                   asks its mirror before the registry, as "skimmer install
+                   containerd --registry" sets it up, unless --mirror=false
   skimmer-profile  the same with the profile of an earlier start elsewhere
   skimmer-peers    the same in a cluster, with a scheduler, where another node
                    has started the image before and is still there
@@ -95,6 +98,7 @@ which Ctrl-C makes it do early.`,
 	fl.BoolVar(&f.imports, "imports", true, "with the image python, also start a program that imports 300 modules")
 	fl.BoolVar(&f.whole, "read-through", true, "also read the whole of the first image in a container, with overlayfs and skimmer")
 	fl.BoolVar(&f.atOnce, "at-once", false, "have skimmer's cached starts follow first ones at once, while the node may be completing the image")
+	fl.BoolVar(&f.mirror, "mirror", true, "in skimmer's modes, have containerd ask the registry through the node's mirror")
 	fl.IntVar(&f.runs, "runs", 5, "how often everything is measured")
 	fl.StringVar(&f.shapes, "shapes", "5ms/200Mbit,20ms/100Mbit", "paths to the registry: round trip and bandwidth of all connections together; none is this machine's")
 	fl.StringVar(&f.peerShape, "peer-shape", "500us/1Gbit", "path between nodes of one cluster, and to their scheduler")
@@ -121,7 +125,7 @@ which Ctrl-C makes it do early.`,
 // config turns flags into an experiment; its Dir is not set.
 func (f coldstartFlags) config() (coldstart.Config, error) {
 	cfg := coldstart.Config{
-		Imports: f.imports, Whole: f.whole, AtOnce: f.atOnce, Runs: f.runs, FirstNode: coldstart.FirstNode(f.firstNode),
+		Imports: f.imports, Whole: f.whole, AtOnce: f.atOnce, Mirror: f.mirror, Runs: f.runs, FirstNode: coldstart.FirstNode(f.firstNode),
 		PackageCache: f.packageCache, RegistryDir: f.registryDir, ChunkSize: int64(f.chunkSize),
 	}
 	if f.chunkSize < 1 || f.chunkSize > estargz.MaxBuildChunkSize {
@@ -197,7 +201,7 @@ func commandLine(cmd *cobra.Command) string {
 	if cmd.Flags().Changed("baseline") {
 		words = append(words, "--baseline bin/stargz-snapshotter")
 	}
-	for _, name := range []string{"images", "chunk-size", "imports", "read-through", "at-once", "runs", "shapes", "peer-shape", "first-node", "modes"} {
+	for _, name := range []string{"images", "chunk-size", "imports", "read-through", "at-once", "mirror", "runs", "shapes", "peer-shape", "first-node", "modes"} {
 		if f := cmd.Flags().Lookup(name); f.Changed {
 			words = append(words, "--"+name+"="+f.Value.String())
 		}

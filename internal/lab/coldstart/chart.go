@@ -255,6 +255,9 @@ func (r Report) WriteHTML(w io.Writer) error {
 	if r.AtOnce {
 		p.Facts = append(p.Facts, "Cached starts followed first ones at once.")
 	}
+	if note := r.mirrorNote(); note != "" {
+		p.Facts = append(p.Facts, note)
+	}
 	if r.Machine.SharedDisk {
 		p.Facts = append(p.Facts, sharedDisk)
 	}

@@ -190,6 +190,9 @@ type Config struct {
 	// AtOnce has cached starts of our modes follow first ones at once. Otherwise
 	// the node completes the image between them, as fast as the machine can.
 	AtOnce bool
+	// Mirror has containerd ask the registry through the node's own mirror in our
+	// modes, as "skimmer install containerd --registry" sets it up.
+	Mirror bool
 	// Command is noted in the report: how to repeat the experiment.
 	Command string
 	// Runs is how often everything is measured, at least once.

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	// burst is how far a sender may catch up after a timer that rang late.
-	burst = 5 * time.Millisecond
+	// burst is how far a sender may catch up after a timer that rang late, and
+	// promptly how soon it has its next bytes if they were there meanwhile.
+	burst, promptly = 5 * time.Millisecond, 200 * time.Microsecond
 	// segment is what is sent at a time, in bytes: about one large TCP segment.
 	segment = 16 << 10
 )
@@ -40,15 +41,16 @@ type lane struct {
 	free time.Time // mu guards: when all that was reserved has been sent
 }
 
-// reserve returns when n bytes will have been sent.
-func (l *lane) reserve(now time.Time, n int) time.Time {
+// reserve returns when n bytes will have been sent that are there since ready.
+// An idle wire has no credit: what comes first takes its time, too.
+func (l *lane) reserve(ready time.Time, n int) time.Time {
 	if l.bits == 0 {
-		return now
+		return ready
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if earliest := now.Add(-burst); l.free.Before(earliest) {
-		l.free = earliest
+	if l.free.Before(ready) {
+		l.free = ready
 	}
 	l.free = l.free.Add(time.Duration(int64(n) * 8 * int64(time.Second) / l.bits))
 	return l.free
@@ -137,14 +139,20 @@ func (l *link) send(ctx context.Context, lane *lane, dst, src *net.TCPConn, earl
 		}
 		_ = dst.CloseWrite()
 	})
+	var sent time.Time // when what was read last has been
 	for {
 		buf := make([]byte, segment)
+		begun := time.Now()
 		n, err := src.Read(buf)
 		if n > 0 {
-			sent := time.Now()
+			ready := time.Now()
+			if ready.Sub(begun) < promptly && begun.Sub(sent) < burst {
+				ready = sent // the timer rang late; the wire was not idle
+			}
+			sent = ready
 			at := sent
 			if !l.wide.Load() {
-				sent = lane.reserve(sent, n)
+				sent = lane.reserve(ready, n)
 				at = sent.Add(half)
 			}
 			if at.Before(earliest) {

@@ -20,13 +20,12 @@ func TestReserve(t *testing.T) {
 		n    int
 		want time.Duration
 	}{
-		{0, 10_000, 10*time.Millisecond - burst},                          // an idle wire has some credit
-		{0, 10_000, 20*time.Millisecond - burst},                          // who comes next waits for it
-		{time.Millisecond, 10_000, 30*time.Millisecond - burst},           // whenever that is
-		{time.Second, 1000, time.Second + time.Millisecond - burst},       // credit does not grow with idleness
-		{time.Second + time.Minute, 0, time.Second + time.Minute - burst}, // nothing takes no time
-		{time.Second + time.Minute, 5000, time.Second + time.Minute},      // and uses no credit
-		{time.Second + time.Minute, 1, time.Second + time.Minute + time.Microsecond},
+		{0, 10_000, 10 * time.Millisecond},                                  // an idle wire has no credit
+		{0, 10_000, 20 * time.Millisecond},                                  // who comes next waits for it
+		{time.Millisecond, 10_000, 30 * time.Millisecond},                   // whenever that is
+		{time.Second, 1000, time.Second + time.Millisecond},                 // nor does it grow with idleness
+		{time.Second + time.Minute, 0, time.Second + time.Minute},           // nothing takes no time
+		{time.Second, 5000, time.Second + time.Minute + 5*time.Millisecond}, // what was there before comes after it
 	} {
 		if got := after(c.now, c.n); got != c.want {
 			t.Errorf("at %v, %d bytes: sent at %v, want %v", c.now, c.n, got, c.want)
@@ -94,6 +93,52 @@ func TestLink(t *testing.T) {
 		t.Errorf("took %v, less than the %v that path allows", took, least)
 	} else {
 		t.Logf("took %v, at least %v", took, least)
+	}
+}
+
+// TestLinkRoundTrip asks over a link that has been idle: each answer takes a round
+// trip at least, and its bytes their time.
+func TestLinkRoundTrip(t *testing.T) {
+	path := Path{RTT: 10 * time.Millisecond, Bits: 80_000_000}
+	server, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	l, err := newLink(t.Context(), server.Addr().String(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	near, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.host())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	const size = 40_000 // 4 ms
+	answer := make([]byte, size)
+	for range 5 {
+		begun := time.Now()
+		if _, err := near.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := far.Write(answer); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(near, answer); err != nil {
+			t.Fatal(err)
+		}
+		if took, least := time.Since(begun), path.RTT+4*time.Millisecond; took < least {
+			t.Errorf("took %v, less than the %v that path allows", took, least)
+		}
 	}
 }
 

@@ -38,7 +38,7 @@ type node struct {
 	control    string // our daemon's control socket; "" where it is not ours
 	daemon     *proc  // nil where containerd does it itself
 	peer       *proc  // behind the mirror; nil without
-	mirror     int    // its port; 0 without
+	mirror     int    // the port of the mirror containerd has before the registry; 0 without
 	containerd *lab.Containerd
 	client     *containerd.Client
 	log        *slog.Logger
@@ -65,11 +65,13 @@ func (n *node) open(ctx context.Context, cfg Config, nc nodeConfig) error {
 	c := lab.ContainerdConfig{Dir: filepath.Join(n.dir, "c"), Binary: cfg.Containerd, Logger: cfg.Logger}
 	var err error
 	d := daemonConfig{registry: nc.registry, containerd: filepath.Join(c.Dir, "containerd.sock"), member: nc.member, more: nc.more}
-	if n.mode.mirrored() {
+	if n.mode.mirrored() || n.mode.ours() && cfg.Mirror {
 		if n.mirror, err = freePort(ctx); err != nil {
 			return err
 		}
 		d.mirror = n.mirror
+	}
+	if n.mode.mirrored() {
 		p := d
 		p.mode, p.dir, p.socket = Skimmer, filepath.Join(n.dir, "p"), filepath.Join(n.dir, "p.sock")
 		if n.peer, err = startDaemon(ctx, cfg, p); err != nil {

@@ -29,7 +29,9 @@ type Report struct {
 	FirstNode FirstNode `json:"firstNode,omitempty"`
 	// AtOnce says that cached starts followed first ones at once, while the node
 	// may have been completing the image.
-	AtOnce  bool     `json:"atOnce,omitempty"`
+	AtOnce bool `json:"atOnce,omitempty"`
+	// Mirror says that in our modes the node's mirror was before the registry.
+	Mirror  bool     `json:"mirror,omitempty"`
 	Images  []Image  `json:"images"`
 	Results []Result `json:"results"`
 	Samples []Sample `json:"samples"`
@@ -264,6 +266,17 @@ func Ratio(a, b Result) (float64, error) {
 		return 0, fmt.Errorf("compare %s with %s: measured with different %s", a.Mode, b.Mode, differs)
 	}
 	return float64(a.Total.Median) / float64(b.Total.Median), nil
+}
+
+// mirrorNote says how our modes reach the registry; empty where none ran.
+func (r Report) mirrorNote() string {
+	switch {
+	case !slices.ContainsFunc(r.Results, func(res Result) bool { return res.Mode.ours() }):
+		return ""
+	case r.Mirror:
+		return "with skimmer, containerd asked the registry through the node's mirror"
+	}
+	return "with skimmer, containerd asked the registry itself"
 }
 
 // load returns the lowest and the highest load there was.

@@ -119,6 +119,7 @@ func TestTable(t *testing.T) {
 	samples[0].Load, samples[1].Load = 3.2, 2.9
 	r := Report{
 		Machine: Machine{Kernel: "6.18", CPUs: 2, Congestion: "cubic", Containerd: "2.4.2", Registry: "docker-registry"},
+		Mirror:  true,
 		Images:  []Image{{Name: "python", Size: 254_600_000, Layers: make([]digest.Digest, 4)}},
 		Results: summarize(samples, Path{}), Samples: samples,
 	}
@@ -129,6 +130,7 @@ func TestTable(t *testing.T) {
 	const want = `
 Linux 6.18, 2 CPUs, TCP cubic, containerd 2.4.2, served by docker-registry
 python: 254.6 MB in 4 layers
+with skimmer, containerd asked the registry through the node's mirror
 The machine was busy with other things (load 0.0 to 3.2): do not trust times.
 
 shape 5ms/200Mbit, medians of 3 runs in ms

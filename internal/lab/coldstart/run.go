@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +38,8 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	e := &experiment{Config: cfg, images: map[string]Image{}, profiles: map[string]string{}}
-	e.report.Command, e.report.PeerPath, e.report.FirstNode, e.report.AtOnce = cfg.Command, cfg.PeerPath, cfg.FirstNode, cfg.AtOnce
+	e.report.Command, e.report.PeerPath, e.report.FirstNode = cfg.Command, cfg.PeerPath, cfg.FirstNode
+	e.report.AtOnce, e.report.Mirror = cfg.AtOnce, cfg.Mirror
 	err := e.run(ctx)
 	removeTraces()
 	if e.registry != nil {
@@ -163,6 +166,9 @@ func (e *experiment) measure(ctx context.Context, l *link, mode Mode, c testCase
 		}
 	}
 	if err := dropCaches(e.Logger); err != nil {
+		return err
+	}
+	if err := e.runtimeReads(); err != nil {
 		return err
 	}
 	// The registry is a machine of its own that was not just started.
@@ -296,7 +302,7 @@ func (e *experiment) warm(ctx context.Context, n *node, ref string, c testCase) 
 	if err := n.forget(ctx, ref); err != nil {
 		return fmt.Errorf("remove the image: %w", err)
 	}
-	return dropCaches(e.Logger)
+	return errors.Join(dropCaches(e.Logger), e.runtimeReads())
 }
 
 // loadAverage returns the machine's load average of the last minute (proc(5)).
@@ -346,6 +352,28 @@ func (e *experiment) registryReads(ctx context.Context, image Image) error {
 	for _, l := range image.Layers {
 		if err := discard(ctx, "http://"+e.registry.Host()+"/v2/"+repository+"/blobs/"+l.String()); err != nil {
 			return fmt.Errorf("read layer of %s: %w", image.Name, err)
+		}
+	}
+	return nil
+}
+
+// runtimeReads reads the programs that start containers, which are in the page
+// cache of every node that starts any: a kubelet has just had them start the
+// sandbox of the pod whose image it pulls.
+func (e *experiment) runtimeReads() error {
+	dirs := filepath.SplitList(os.Getenv("PATH"))
+	if e.Containerd != "" {
+		dirs = slices.Insert(dirs, 0, filepath.Dir(e.Containerd))
+	}
+	for _, name := range []string{"containerd-shim-runc-v2", "runc"} {
+		for _, dir := range dirs {
+			_, err := os.ReadFile(filepath.Join(dir, name))
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("read the runtime's programs: %w", err)
+			}
 		}
 	}
 	return nil

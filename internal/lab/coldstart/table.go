@@ -29,6 +29,9 @@ func (r Report) WriteTable(w io.Writer) error {
 	if r.AtOnce {
 		fmt.Fprintln(&out, "cached starts followed first ones at once")
 	}
+	if note := r.mirrorNote(); note != "" {
+		fmt.Fprintln(&out, note)
+	}
 	if r.Machine.SharedDisk {
 		fmt.Fprintln(&out, sharedDisk)
 	}
