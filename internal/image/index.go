@@ -150,8 +150,7 @@ func (l *Library) settleIndexing(ctx context.Context, ix *indexing, repository s
 	} else {
 		ix.rec.giveUp()
 	}
-	timer := time.AfterFunc(indexedFor, func() { l.forgetIndexing(ix) })
-	context.AfterFunc(l.ctx, func() { timer.Stop() })
+	time.AfterFunc(indexedFor, func() { l.forgetIndexing(ix) })
 }
 
 // forgetIndexing makes the next who wants it begin anew.
@@ -174,8 +173,8 @@ func (l *Library) forgetIndexing(ix *indexing) {
 // indexLayer reads a layer's table of contents and makes the layer known.
 func (l *Library) indexLayer(ctx context.Context, repository string, promise manifestLayer) (Layer, error) {
 	layer := Layer{Digest: promise.Digest, MediaType: promise.MediaType, Size: promise.Size}
-	ref := blob.Ref{Digest: layer.Digest, Size: layer.Size, MediaType: layer.MediaType, Repository: repository}
-	toc, err := l.readTOC(ctx, ref, promise.TOC, promise.Read)
+	ref := promise.ref(repository)
+	toc, err := l.promisedTOC(ctx, repository, promise)
 	if err != nil {
 		return layer, err
 	}

@@ -140,6 +140,8 @@ type Library struct {
 	indexings map[string]*indexing     // by repository@digest, recent ones
 	tags      map[string]*indexing     // by name, of requests that named no manifest
 	tocs      map[string]*estargz.TOC  // by layerID, recent ones
+	ahead     map[string]*anticipated  // by anticipatedKey
+	founds    map[string]*found        // by foundKey: profiles looked for ahead of pulls
 	stacks    map[string]*stack        // by stackID
 	layers    map[string]*lazyLayer    // by layerID, which is also the name on the device
 	nodes     map[uint64]*lazyLayer
@@ -186,6 +188,8 @@ func Open(cfg Config) (*Library, error) {
 		indexings: make(map[string]*indexing),
 		tags:      make(map[string]*indexing),
 		tocs:      make(map[string]*estargz.TOC),
+		ahead:     make(map[string]*anticipated),
+		founds:    make(map[string]*found),
 		stacks:    make(map[string]*stack),
 		layers:    make(map[string]*lazyLayer),
 		nodes:     make(map[uint64]*lazyLayer),

@@ -47,24 +47,31 @@ type found struct {
 // findProfile begins to look for an image's profile: on this node, then in the
 // cluster, then beside the image in its registry.
 func (l *Library) findProfile(ctx context.Context, rec *recording, repository string) *found {
+	if f := l.takeFound(repository, rec.manifest); f != nil {
+		return f
+	}
 	f := &found{done: make(chan struct{})}
 	if l.profiles == nil {
 		close(f.done)
 		return f
 	}
 	l.work.Go(func() {
-		defer close(f.done)
-		ctx, cancel := context.WithTimeout(ctx, profileLimit)
-		defer cancel()
 		ctx, over := rec.timed(ctx, trace.Profile, "")
-		var err error
-		f.profile, f.from, err = l.lookForProfile(ctx, repository, rec.manifest)
-		over(0, err)
-		if err != nil && l.ctx.Err() == nil {
-			l.log.Info("cannot look for a profile everywhere; the start goes on without", "image", rec.trace.Image, "manifest", rec.manifest, "error", err)
-		}
+		over(0, l.look(ctx, f, repository, rec.manifest))
 	})
 	return f
+}
+
+// look looks for a profile, and says that f is known.
+func (l *Library) look(ctx context.Context, f *found, repository string, manifest digest.Digest) (err error) {
+	defer close(f.done)
+	ctx, cancel := context.WithTimeout(ctx, profileLimit)
+	defer cancel()
+	f.profile, f.from, err = l.lookForProfile(ctx, repository, manifest)
+	if err != nil && l.ctx.Err() == nil {
+		l.log.Info("cannot look for a profile everywhere; the start goes on without", "repository", repository, "manifest", manifest, "error", err)
+	}
+	return err
 }
 
 // lookForProfile returns the profile and the place that had it, or neither. The

@@ -49,9 +49,10 @@ const (
 // pull is an image that a client has the manifest of.
 type pull struct {
 	// Constant.
-	config *foreseen // nil if it is not read ahead
-	layers []foreseen
-	wanted chan struct{} // closed when the client has read a blob
+	manifest []byte
+	config   *foreseen // nil if it is not read ahead
+	layers   []foreseen
+	wanted   chan struct{} // closed when the client has read a blob
 
 	once sync.Once    // for wanted
 	tocs atomic.Int64 // bytes of tables of contents that are read
@@ -70,7 +71,7 @@ func (r *request) lookAhead(data []byte) {
 	if json.Unmarshal(data, &doc) != nil {
 		return
 	}
-	p := &pull{wanted: make(chan struct{})}
+	p := &pull{manifest: data, wanted: make(chan struct{})}
 	for _, d := range doc.Layers {
 		toc, lazy := tocIn(d.Annotations)
 		if f, ok := r.foresee(d, toc); ok && lazy {
@@ -155,10 +156,41 @@ func (m *Mirror) readAhead(ctx context.Context, p *pull) error {
 	if p.config != nil {
 		g.Go(func() error { return m.touch(ctx, p.config.opening, blob.Range{Len: p.config.ref.Size}, nil) })
 	}
+	if pulled := m.taken(ctx, p); pulled != nil {
+		g.Go(func() error {
+			if p.awaitWanted(ctx) {
+				pulled()
+			}
+			return nil
+		})
+		return g.Wait()
+	}
 	for i := range p.layers {
 		g.Go(func() error { return m.readLayer(ctx, p, &p.layers[i]) })
 	}
 	return g.Wait()
+}
+
+// taken returns what to call when the image is pulled, if somebody else on this
+// node reads its layers then; else nil.
+func (m *Mirror) taken(ctx context.Context, p *pull) func() {
+	if m.cfg.OnManifest == nil || len(p.layers) == 0 {
+		return nil
+	}
+	return m.cfg.OnManifest(ctx, p.layers[0].ref.Repository, p.manifest)
+}
+
+// awaitWanted reports whether the client reads a blob of the image before long.
+func (p *pull) awaitWanted(ctx context.Context) bool {
+	timer := time.NewTimer(wantedWithin)
+	defer timer.Stop()
+	select {
+	case <-p.wanted:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // errWhole ends what would bring all of a layer.
@@ -202,13 +234,7 @@ func (m *Mirror) readLayer(ctx context.Context, p *pull, f *foreseen) error {
 	if n := size - toc; n > maxTOC || p.tocs.Add(n) > maxTOCs {
 		return nil
 	}
-	timer := time.NewTimer(wantedWithin)
-	defer timer.Stop()
-	select {
-	case <-p.wanted:
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
+	if !p.awaitWanted(ctx) {
 		return ctx.Err()
 	}
 	return m.touch(ctx, f.opening, blob.Range{Off: toc, Len: size - toc}, nil)

@@ -172,6 +172,41 @@ func TestReadAhead(t *testing.T) {
 	}
 }
 
+// TestOnManifest: who takes over the layers of an image is told when it is wanted,
+// and the mirror leaves them alone; an image without lazy layers is nobody's.
+func TestOnManifest(t *testing.T) {
+	reg := testkit.NewRegistry(t, testkit.Options{})
+	image, config := addLazy(t, reg, lazyLayer(1, 300_000, 234_567))
+	s := seen{reads: make(chan string, 100)}
+	told, pulled := make(chan string, 10), make(chan struct{}, 10)
+	w := newWorld(t, reg, func(cfg *Config) {
+		s.Source = cfg.Source
+		cfg.Source = s
+		cfg.OnManifest = func(_ context.Context, repository string, manifest []byte) func() {
+			told <- repository + " " + digest.FromBytes(manifest).String()
+			return func() { pulled <- struct{}{} }
+		}
+	})
+	configured := read(config, blob.Range{Len: 37})
+	w.get(t, "/v2/some/repo/manifests/"+image.Digest.String())
+	if got, want := <-told, reg.Host()+"/some/repo "+image.Digest.String(); got != want {
+		t.Errorf("told of %s, want %s", got, want)
+	}
+	s.expect(t, configured)
+	if n := len(pulled); n != 0 {
+		t.Error("it is called a pull before a blob is read")
+	}
+	w.get(t, "/v2/some/repo/blobs/"+config.String())
+	<-pulled
+	s.expect(t, configured)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, m := len(s.reads), len(told); n != 0 || m != 0 {
+		t.Errorf("%d more reads, told %d times more", n, m)
+	}
+}
+
 // TestReadAheadEnds: nothing more is read for who does not come back, and what
 // waits for that ends with the mirror.
 func TestReadAheadEnds(t *testing.T) {

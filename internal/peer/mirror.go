@@ -65,6 +65,9 @@ func (p *Peer) openMirror() (err error) {
 		Upstream: cfg.Upstream, AuthorizationTTL: cfg.AuthorizationTTL, AuthorizationGrace: cfg.AuthorizationGrace,
 		Prefetch: cfg.Prefetch, PrefetchRate: cfg.PrefetchRate, Logger: p.log,
 	}
+	if p.cfg.Snapshotter.Socket != "" {
+		m.OnManifest = p.anticipate
+	}
 	if p.member != nil {
 		m.Fetch = p.member.swarm.Fetch
 	}
@@ -85,6 +88,16 @@ func (p *Peer) openMirror() (err error) {
 	}
 	g.forward, err = forward.New(f)
 	return err
+}
+
+// anticipate returns what to call when a client of the mirror pulls an image that
+// this node's snapshotter will be asked for; nil where containerd does not have
+// the snapshotter.
+func (p *Peer) anticipate(ctx context.Context, repository string, manifest []byte) func() {
+	if p.containerd == nil || !p.containerd.registered(ctx) {
+		return nil
+	}
+	return func() { p.images.Anticipate(ctx, repository, manifest) }
 }
 
 // mirrored answers requests of the forward proxy for blobs and manifests.

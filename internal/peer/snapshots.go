@@ -8,9 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/opencontainers/go-digest"
@@ -45,6 +48,8 @@ type containerd struct {
 	snapshotter *snapshot.Snapshotter
 	conn        *grpc.ClientConn // to containerd, made when first needed
 	proxy       *cri.Proxy
+
+	known atomic.Bool // containerd has said that it has the snapshotter
 }
 
 // newContainerd opens the snapshotter over images.
@@ -81,6 +86,23 @@ func (c *containerd) close() error {
 		errs = append(errs, c.snapshotter.Close())
 	}
 	return errors.Join(append(errs, c.conn.Close())...)
+}
+
+// registered reports whether containerd has this node's snapshotter among its own.
+func (c *containerd) registered(ctx context.Context) bool {
+	if c.known.Load() {
+		return true
+	}
+	all, err := introspectionapi.NewIntrospectionClient(c.conn).Plugins(ctx,
+		&introspectionapi.PluginsRequest{Filters: []string{"type==io.containerd.snapshotter.v1"}})
+	if err != nil {
+		c.log.Debug("containerd does not say which snapshotters it has", "error", err)
+		return false
+	}
+	if slices.ContainsFunc(all.Plugins, func(p *introspectionapi.Plugin) bool { return p.Exports["address"] == c.cfg.Socket }) {
+		c.known.Store(true)
+	}
+	return c.known.Load()
 }
 
 // stopLimit is how long requests under way may take once the node stops.
