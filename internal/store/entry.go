@@ -304,8 +304,7 @@ func (e *entry) append(rs ...record) error {
 	}
 	p := make([]byte, 0, len(rs)*recordSize)
 	for _, r := range rs {
-		q := r.encode()
-		p = append(p, q[:]...)
+		p = r.encode(p)
 	}
 	if err := e.journal.writeAt(p, int64(e.records)*recordSize); err != nil {
 		return err

@@ -33,7 +33,7 @@ type flight struct {
 	done  chan struct{} // closed when it is over and out of the entry's table
 
 	// mu guards what follows. buf is written only beyond filled, and so
-	// without mu.
+	// without mu. It may be lent: see lend.
 	mu      sync.Mutex
 	cur     int           // the first piece in buf; those before it have landed
 	end     int           // the piece to stop at; it only decreases
@@ -92,6 +92,9 @@ func (f *flight) transfer() error {
 		return f.explain(err)
 	}
 	defer rc.Close()
+	if v, ok := rc.(Viewer); ok {
+		return f.complete(f.receiveViews(v))
+	}
 	return f.complete(f.receive(rc))
 }
 
@@ -141,14 +144,23 @@ func (f *flight) explain(err error) error {
 func (f *flight) room() []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	limit := f.limit()
-	if limit <= f.filled || f.g.ending() {
+	n := f.wants()
+	if n == 0 {
 		return nil
 	}
 	if f.buf == nil {
 		f.buf = getBuffer(f.h.e.geo.block())
 	}
-	return f.buf[f.filled:limit]
+	return f.buf[f.filled : f.filled+n]
+}
+
+// wants returns how many bytes the current block lacks; 0 if the flight wants no
+// more. Caller holds f.mu.
+func (f *flight) wants() int {
+	if f.g.ending() {
+		return 0
+	}
+	return max(f.limit()-f.filled, 0)
 }
 
 // limit returns how many bytes the current block has. Caller holds f.mu.

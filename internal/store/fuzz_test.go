@@ -8,8 +8,7 @@ import (
 
 func journalOf(rs ...record) (p []byte) {
 	for _, r := range rs {
-		e := r.encode()
-		p = append(p, e[:]...)
+		p = r.encode(p)
 	}
 	return p
 }

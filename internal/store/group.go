@@ -130,16 +130,18 @@ func (g *group) transfer() error {
 // all.
 func (f *flight) take(off int64, p []byte) error {
 	for len(p) > 0 {
-		room := f.room()
+		n := 0
+		if off == f.position() {
+			var err error
+			if n, err = f.put(p); err != nil {
+				return err
+			}
+		}
 		switch {
 		case f.g.ending():
 			return context.Canceled
-		case len(room) == 0 || off != f.position():
+		case n == 0:
 			return blob.Errorf(blob.Corrupt, "read %v: its source sent bytes at %d that were not asked for", f.h.ref, off)
-		}
-		n := copy(room, p)
-		if err := f.arrived(n); err != nil {
-			return err
 		}
 		p, off = p[n:], off+int64(n)
 	}

@@ -41,12 +41,13 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 
-func (r record) encode() (p [recordSize]byte) {
-	p[0] = byte(r.kind)
-	binary.LittleEndian.PutUint32(p[4:], r.index)
-	binary.LittleEndian.PutUint32(p[8:], r.crc)
-	binary.LittleEndian.PutUint32(p[12:], checksum(p[:12]))
-	return p
+// encode appends the record to p.
+func (r record) encode(p []byte) []byte {
+	at := len(p)
+	p = append(p, byte(r.kind), 0, 0, 0)
+	p = binary.LittleEndian.AppendUint32(p, r.index)
+	p = binary.LittleEndian.AppendUint32(p, r.crc)
+	return binary.LittleEndian.AppendUint32(p, checksum(p[at:]))
 }
 
 // decodeRecord returns the record in p, and false if p, which has recordSize

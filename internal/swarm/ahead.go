@@ -62,7 +62,7 @@ func (w *want) isAhead(p *part) bool {
 		return false
 	}
 	for _, r := range w.runs {
-		if p.left.next(r.First, true) < r.End() {
+		if p.left.next(r.First, r.End(), true) < r.End() {
 			return false
 		}
 	}

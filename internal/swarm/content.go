@@ -23,11 +23,13 @@ type content struct {
 
 	// mu guards what follows; changed is broadcast when any of it changes that
 	// somebody may wait for. So much happens that those do not wait for it who are
-	// many: readers of jobs, whom job.moved wakes, and who waits for digests, whom
-	// summed does. Order: mu, s.mu.
+	// many, or wait for long: readers of jobs, whom job.moved wakes, who waits for
+	// digests, whom summed does, and who fills, whom filled does when a filling or
+	// what it goes by has come to its end. Order: mu, s.mu.
 	mu        sync.Mutex
 	changed   *sync.Cond
 	summed    *sync.Cond
+	filled    *sync.Cond
 	owner     *Link     // the scheduler that knows this blob; nil if none does
 	told      time.Time // since when that was there when it was told about this blob
 	jobs      []*job
@@ -69,7 +71,7 @@ func (s *Swarm) content(d digest.Digest, size int64) *content {
 		sums: map[int]schedule.Sum{}, groups: map[int]schedule.Sum{}, banned: map[string]bool{},
 		have: newSet(geometryOf(size).n),
 	}
-	c.changed, c.summed = sync.NewCond(&c.mu), sync.NewCond(&c.mu)
+	c.changed, c.summed, c.filled = sync.NewCond(&c.mu), sync.NewCond(&c.mu), sync.NewCond(&c.mu)
 	if s.contents[d] == nil {
 		s.contents[d] = c
 		close(s.coming)
@@ -151,10 +153,10 @@ func (c *content) unplanned(j *job) []schedule.Run {
 func subtract(runs []schedule.Run, s *set) []schedule.Run {
 	var out []schedule.Run
 	for _, r := range runs {
-		for p := s.next(r.First, false); p < r.End(); {
-			q := min(s.next(p, true), r.End())
+		for p := s.next(r.First, r.End(), false); p < r.End(); {
+			q := s.next(p, r.End(), true)
 			out = append(out, schedule.Run{First: p, Count: q - p})
-			p = s.next(q, false)
+			p = s.next(q, r.End(), false)
 		}
 	}
 	return out
@@ -164,7 +166,7 @@ func subtract(runs []schedule.Run, s *set) []schedule.Run {
 // worker. Caller holds c.mu.
 func (c *content) wake() {
 	for _, p := range c.parts {
-		if p.workers == 0 && c.needed(p).Count > 0 {
+		if p.workers == 0 && c.anybody(p) {
 			c.employ(p, 0)
 		}
 	}
@@ -173,27 +175,34 @@ func (c *content) wake() {
 // needed returns the first run of p that jobs wait for; none if Count is 0.
 // Caller holds c.mu.
 func (c *content) needed(p *part) schedule.Run {
-	best := schedule.Run{First: c.geo.n}
+	run := schedule.Run{First: c.neededFirst(p)}
+	// What follows without a gap goes with it.
+	for run.End() < c.geo.n && p.left.has(run.End()) && c.wanted(run.End()) {
+		run.Count++
+	}
+	return run
+}
+
+// neededFirst returns the first piece of p that jobs wait for, or the number of
+// pieces. Caller holds c.mu.
+func (c *content) neededFirst(p *part) int {
+	first := c.geo.n
 	for _, j := range c.jobs {
 		if j.err != nil {
 			continue
 		}
 		for _, span := range j.spans {
-			end := min(span.End(), best.First)
+			end := min(span.End(), first)
 			if q := both(p.left, j.need, span.First, end); q < end {
-				best = schedule.Run{First: q, Count: 1}
+				first = q
 			}
 		}
 	}
-	if best.Count == 0 {
-		return best
-	}
-	// What follows without a gap goes with it.
-	for best.End() < c.geo.n && p.left.has(best.End()) && c.wanted(best.End()) {
-		best.Count++
-	}
-	return best
+	return first
 }
+
+// anybody reports whether a job waits for something of p. Caller holds c.mu.
+func (c *content) anybody(p *part) bool { return c.neededFirst(p) < c.geo.n }
 
 // wanted reports whether a job waits for piece p. Caller holds c.mu.
 func (c *content) wanted(p int) bool {
@@ -230,9 +239,7 @@ func (c *content) deliver(k chunk) (taken []schedule.Run) {
 		}
 	}
 	for _, r := range taken {
-		for _, f := range c.fills {
-			f.left.remove(r)
-		}
+		c.fillings(r)
 		for _, p := range c.parts {
 			p.left.remove(r)
 		}
@@ -290,7 +297,7 @@ func (c *content) leave(j *job) {
 	c.withdraw(j)
 	for _, p := range slices.Clone(c.parts) {
 		// A lease for others ends with who fills, a part of a filling with it.
-		if p.job == j && c.needed(p).Count == 0 {
+		if p.job == j && !c.anybody(p) {
 			c.finish(p)
 		}
 	}
@@ -314,6 +321,7 @@ func (c *content) withdraw(j *job) {
 func (c *content) wakeAll() {
 	c.changed.Broadcast()
 	c.summed.Broadcast()
+	c.filled.Broadcast()
 	for _, j := range c.jobs {
 		j.moved.Broadcast()
 	}

@@ -76,7 +76,7 @@ func (j *job) arm() {
 func (c *content) overdue(j *job) {
 	q := c.geo.n
 	for i, span := range j.spans {
-		if p := j.need.next(j.at[i], true); p < span.End() {
+		if p := j.need.next(j.at[i], span.End(), true); p < span.End() {
 			q = min(q, p)
 		}
 	}

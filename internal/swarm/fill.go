@@ -21,10 +21,19 @@ type filling struct {
 	err  error
 }
 
-// fail ends the filling. Caller holds c.mu, and broadcasts.
+// fail ends the filling. Caller holds c.mu, and broadcasts filled.
 func (f *filling) fail(err error) {
 	if f.err == nil {
 		f.err = err
+	}
+}
+
+// fillings notes for all fillings that the pieces of r are here. Caller holds c.mu.
+func (c *content) fillings(r schedule.Run) {
+	for _, f := range c.fills {
+		if f.left.remove(r); f.left.empty() {
+			c.filled.Broadcast()
+		}
 	}
 }
 
@@ -90,7 +99,7 @@ func (c *content) fetch(f *filling, missing []blob.Range) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		f.fail(f.ctx.Err())
-		c.changed.Broadcast()
+		c.filled.Broadcast()
 	})()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +116,7 @@ func (c *content) fetch(f *filling, missing []blob.Range) error {
 	c.fills = append(c.fills, f)
 	f.again(c)
 	for c.owner != nil && f.err == nil && !f.left.empty() && c.s.ctx.Err() == nil {
-		c.changed.Wait()
+		c.filled.Wait()
 	}
 	c.fills = slices.DeleteFunc(c.fills, func(x *filling) bool { return x == f })
 	if _, open := c.wants[f.want]; open {
@@ -146,7 +155,7 @@ func (s *Swarm) fill(c *content, p *part, f *filling) {
 	ok := s.spawn(func() {
 		defer c.release()
 		err := s.fillPart(ctx, c, p, ref)
-		c.filled(p, err)
+		c.endFill(p, err)
 		p.unfill()
 	})
 	if !ok {
@@ -178,9 +187,9 @@ func (s *Swarm) fillPart(ctx context.Context, c *content, p *part, ref blob.Ref)
 	return drain(ctx, b, missing)
 }
 
-// filled ends what fill began: what of p did not pass here is in the store
+// endFill ends what fill began: what of p did not pass here is in the store
 // already, or cannot be had.
-func (c *content) filled(p *part, err error) {
+func (c *content) endFill(p *part, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p.over || p.job != nil {
@@ -190,9 +199,7 @@ func (c *content) filled(p *part, err error) {
 	if len(held) > 0 {
 		for _, r := range held {
 			p.left.remove(r)
-			for _, f := range c.fills {
-				f.left.remove(r)
-			}
+			c.fillings(r)
 		}
 		c.send(schedule.Have{Blob: c.name(), Runs: held})
 	}

@@ -91,18 +91,19 @@ func (s *set) put(lo, hi int, in bool) {
 func (s *set) add(r schedule.Run)    { s.put(r.First, r.End(), true) }
 func (s *set) remove(r schedule.Run) { s.put(r.First, r.End(), false) }
 
-// next returns the first piece from p on that is in the set, or is not, or n.
-func (s *set) next(p int, in bool) int {
+// next returns the first piece from p on, up to and not including end, that is
+// in the set, or is not, or end.
+func (s *set) next(p, end int, in bool) int {
 	flip := uint64(0)
 	if !in {
 		flip = ^uint64(0)
 	}
-	for ; p < s.n; p = (p/64 + 1) * 64 {
+	for ; p < end; p = (p/64 + 1) * 64 {
 		if w := (s.bits[p/64] ^ flip) >> (p % 64); w != 0 {
-			return min(p+bits.TrailingZeros64(w), s.n)
+			return min(p+bits.TrailingZeros64(w), end)
 		}
 	}
-	return s.n
+	return end
 }
 
 // both returns the first piece from p on, up to and not including end, that is
@@ -122,10 +123,10 @@ func (s *set) empty() bool { return s.count == 0 }
 // runs returns what of r is in the set, in order.
 func (s *set) runs(r schedule.Run) (out []schedule.Run) {
 	end := min(r.End(), s.n)
-	for p := s.next(r.First, true); p < end; {
-		q := min(s.next(p, false), end)
+	for p := s.next(r.First, end, true); p < end; {
+		q := s.next(p, end, false)
 		out = append(out, schedule.Run{First: p, Count: q - p})
-		p = s.next(q, true)
+		p = s.next(q, end, true)
 	}
 	return out
 }

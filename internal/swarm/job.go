@@ -9,6 +9,7 @@ import (
 
 	"skimmer/internal/blob"
 	"skimmer/internal/schedule"
+	"skimmer/internal/store"
 )
 
 const (
@@ -289,6 +290,19 @@ func (r *reader) Read(p []byte) (int, error) {
 	r.p = r.p[n:]
 	return n, nil
 }
+
+// View implements store.Viewer.
+func (r *reader) View() ([]byte, error) {
+	r.fill()
+	if len(r.p) == 0 {
+		return nil, r.err
+	}
+	p := r.p
+	r.p = nil // k holds it until the next call
+	return p, nil
+}
+
+var _ store.Viewer = (*reader)(nil)
 
 // WriteTo implements io.WriterTo.
 func (r *reader) WriteTo(w io.Writer) (total int64, err error) {

@@ -151,6 +151,7 @@ func (c *content) move(to *Link) {
 	c.report.runs, c.report.sums = nil, nil // the announcement has them
 	clear(c.wants)
 	c.changed.Broadcast()
+	c.filled.Broadcast()
 	if to == nil {
 		return // readers notice when their patience ends
 	}
@@ -334,7 +335,7 @@ func (c *content) newPart(x schedule.Part, a schedule.Grant) *part {
 // c.mu.
 func (c *content) idle(id uint64) {
 	for _, p := range slices.Clone(c.parts) {
-		if p.want == id && p.job != nil && c.needed(p).Count == 0 {
+		if p.want == id && p.job != nil && !c.anybody(p) {
 			runs := p.left.runs(p.left.all())
 			c.finish(p)
 			c.send(schedule.Have{Blob: c.name(), Runs: c.held(runs)})
@@ -418,7 +419,7 @@ func (c *content) refused(a schedule.Refused) {
 		c.divert(w.job, c.unplanned(w.job))
 	default:
 		w.fill.fail(err)
-		c.changed.Broadcast()
+		c.filled.Broadcast()
 	}
 }
 

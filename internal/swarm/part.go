@@ -112,7 +112,7 @@ func (c *content) grouped(p *part, run schedule.Run) schedule.Run {
 
 // leased returns all that jobs need of p. Caller holds c.mu.
 func (c *content) leased(p *part) (runs []schedule.Run) {
-	for q := p.left.next(0, true); q < c.geo.n; q = p.left.next(q, true) {
+	for q := p.left.next(0, c.geo.n, true); q < c.geo.n; q = p.left.next(q, c.geo.n, true) {
 		if !c.wanted(q) {
 			q++
 			continue
@@ -353,7 +353,7 @@ const progressEvery = 500 * time.Millisecond
 func (c *content) wantsMore(p *part) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !p.over && c.needed(p).Count > 0
+	return !p.over && c.anybody(p)
 }
 
 // sumsLimit is how long digests are waited for that did not come with a grant:
@@ -467,7 +467,7 @@ func (c *content) originFailed(p *part, j *job, err error) {
 				x.fail(err)
 			}
 		}
-		if c.needed(p).Count > 0 {
+		if c.anybody(p) {
 			c.inherit(p)
 			return
 		}
