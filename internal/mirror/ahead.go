@@ -156,13 +156,7 @@ func (m *Mirror) readAhead(ctx context.Context, p *pull) error {
 	if p.config != nil {
 		g.Go(func() error { return m.touch(ctx, p.config.opening, blob.Range{Len: p.config.ref.Size}, nil) })
 	}
-	if pulled := m.taken(ctx, p); pulled != nil {
-		g.Go(func() error {
-			if p.awaitWanted(ctx) {
-				pulled()
-			}
-			return nil
-		})
+	if m.taken(ctx, p) {
 		return g.Wait()
 	}
 	for i := range p.layers {
@@ -171,26 +165,10 @@ func (m *Mirror) readAhead(ctx context.Context, p *pull) error {
 	return g.Wait()
 }
 
-// taken returns what to call when the image is pulled, if somebody else on this
-// node reads its layers then; else nil.
-func (m *Mirror) taken(ctx context.Context, p *pull) func() {
-	if m.cfg.OnManifest == nil || len(p.layers) == 0 {
-		return nil
-	}
-	return m.cfg.OnManifest(ctx, p.layers[0].ref.Repository, p.manifest)
-}
-
-// awaitWanted reports whether the client reads a blob of the image before long.
-func (p *pull) awaitWanted(ctx context.Context) bool {
-	timer := time.NewTimer(wantedWithin)
-	defer timer.Stop()
-	select {
-	case <-p.wanted:
-		return true
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return false
+// taken reports whether somebody else on this node sees to the image's layers.
+func (m *Mirror) taken(ctx context.Context, p *pull) bool {
+	return m.cfg.OnManifest != nil && len(p.layers) > 0 &&
+		m.cfg.OnManifest(ctx, p.layers[0].ref.Repository, p.manifest)
 }
 
 // errWhole ends what would bring all of a layer.
@@ -234,7 +212,13 @@ func (m *Mirror) readLayer(ctx context.Context, p *pull, f *foreseen) error {
 	if n := size - toc; n > maxTOC || p.tocs.Add(n) > maxTOCs {
 		return nil
 	}
-	if !p.awaitWanted(ctx) {
+	timer := time.NewTimer(wantedWithin)
+	defer timer.Stop()
+	select {
+	case <-p.wanted:
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
 		return ctx.Err()
 	}
 	return m.touch(ctx, f.opening, blob.Range{Off: toc, Len: size - toc}, nil)

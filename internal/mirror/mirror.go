@@ -78,12 +78,11 @@ type Config struct {
 	// Fetch, where set, brings a whole blob in whatever order is best. It is
 	// used for prefetching without a PrefetchRate.
 	Fetch func(ctx context.Context, ref blob.Ref) error
-	// OnManifest, where set, is told of images with lazy layers that a client was
-	// served the manifest of. Where it returns a function, that is called when the
-	// client reads a blob of the image, which it then pulls, and the mirror itself
-	// reads nothing of the layers ahead. ctx brings the client's credential. It is
-	// called from several goroutines.
-	OnManifest func(ctx context.Context, repository string, manifest []byte) (pulled func())
+	// OnManifest, where set, is told of an image with lazy layers that a client was
+	// served the manifest of. It reports whether it sees to its layers; else the
+	// mirror itself reads of them ahead what the client will ask for. ctx brings the
+	// client's credential. It is called from several goroutines.
+	OnManifest func(ctx context.Context, repository string, manifest []byte) bool
 	// Logger receives a line per request that failed; at level debug, per
 	// request. Default: discard.
 	Logger *slog.Logger

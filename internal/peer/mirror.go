@@ -90,14 +90,15 @@ func (p *Peer) openMirror() (err error) {
 	return err
 }
 
-// anticipate returns what to call when a client of the mirror pulls an image that
-// this node's snapshotter will be asked for; nil where containerd does not have
-// the snapshotter.
-func (p *Peer) anticipate(ctx context.Context, repository string, manifest []byte) func() {
+// anticipate sees to the layers of an image that a client of the mirror has the
+// manifest of, if this node's snapshotter is going to be asked for them; it reports
+// whether containerd has it.
+func (p *Peer) anticipate(ctx context.Context, repository string, manifest []byte) bool {
 	if p.containerd == nil || !p.containerd.registered(ctx) {
-		return nil
+		return false
 	}
-	return func() { p.images.Anticipate(ctx, repository, manifest) }
+	p.images.Anticipate(ctx, repository, manifest)
+	return true
 }
 
 // mirrored answers requests of the forward proxy for blobs and manifests.
