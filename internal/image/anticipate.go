@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -11,16 +12,23 @@ import (
 )
 
 const (
-	// anticipatedFor is how long what was read ahead of a pull waits for it.
+	// anticipatedFor is how long what was read ahead of a pull waits for it, and how
+	// long the reading may take.
 	anticipatedFor = 30 * time.Second
-	// maxAnticipated is how many tables of contents are read ahead of pulls, or
-	// wait for them, at the same time.
-	maxAnticipated = 64
+	// maxAnticipated is how many images are read ahead of, or wait to be pulled, at
+	// the same time.
+	maxAnticipated = 16
 )
 
-// anticipated is a table of contents that was read before anybody asked for its
-// layer.
-type anticipated struct {
+// anticipation is what is read of an image before anybody asks for its layers.
+// It is constant.
+type anticipation struct {
+	found *found                       // nil where profiles are turned off
+	tocs  map[string]*anticipatedTable // by layerID
+}
+
+// anticipatedTable is a table of contents of an anticipation.
+type anticipatedTable struct {
 	done chan struct{} // closed when what follows is known
 
 	// Constant once done is closed.
@@ -39,99 +47,64 @@ func (l *Library) Anticipate(ctx context.Context, repository string, manifest []
 	if err != nil || l.noRanges(repository) {
 		return
 	}
-	ctx = context.WithoutCancel(ctx)
+	d := digest.FromBytes(manifest)
+	key := indexingKey(repository, d)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	news := false
-	for _, promise := range layers {
-		key := anticipatedKey(repository, promise)
-		if promise.TOC == "" || l.ctx.Err() != nil || len(l.ahead) >= maxAnticipated ||
-			l.ahead[key] != nil || l.layers[layerID(promise.Digest, promise.TOC)] != nil {
-			continue
-		}
-		news = true
-		a := &anticipated{done: make(chan struct{})}
-		l.ahead[key] = a
-		l.work.Go(func() { l.readAnticipated(ctx, repository, promise, a) })
+	layers = slices.DeleteFunc(layers, func(m manifestLayer) bool {
+		return m.TOC == "" || l.layers[layerID(m.Digest, m.TOC)] != nil
+	})
+	if len(layers) == 0 || l.ctx.Err() != nil || l.ahead[key] != nil || len(l.ahead) >= maxAnticipated {
+		return
 	}
-	if news && l.profiles != nil {
-		d, f := digest.FromBytes(manifest), &found{done: make(chan struct{})}
-		l.founds[foundKey(repository, d)] = f
-		l.work.Go(func() { l.findAhead(ctx, repository, d, f) })
-	}
-}
-
-func (l *Library) findAhead(ctx context.Context, repository string, manifest digest.Digest, f *found) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.ctx, cancel)()
-	_ = l.look(ctx, f, repository, manifest) // who takes it goes on without; it was logged
+	a := &anticipation{tocs: make(map[string]*anticipatedTable)}
+	l.ahead[key] = a
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), anticipatedFor)
+	stop := context.AfterFunc(l.ctx, cancel)
 	time.AfterFunc(anticipatedFor, func() {
+		cancel()
+		stop()
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if key := foundKey(repository, manifest); l.founds[key] == f {
-			delete(l.founds, key)
+		if l.ahead[key] == a {
+			delete(l.ahead, key) // nobody came
 		}
 	})
+	for _, promise := range layers {
+		t := &anticipatedTable{done: make(chan struct{})}
+		a.tocs[layerID(promise.Digest, promise.TOC)] = t
+		l.work.Go(func() {
+			defer close(t.done)
+			t.toc, t.err = l.readTOC(ctx, promise.ref(repository), promise.TOC, promise.Read)
+		})
+	}
+	if l.profiles != nil {
+		a.found = &found{done: make(chan struct{})}
+		l.work.Go(func() { _ = l.look(ctx, a.found, repository, d) }) // it was logged, and who wants it goes on without
+	}
 }
 
-func foundKey(repository string, manifest digest.Digest) string {
-	return repository + "@" + manifest.String()
-}
-
-// takeFound returns the profile that is looked for ahead of a pull, and forgets
-// it; nil if none is.
-func (l *Library) takeFound(repository string, manifest digest.Digest) *found {
+// takeAnticipated returns what is read ahead of an image, and forgets it; what has
+// nothing in it if nothing is.
+func (l *Library) takeAnticipated(key string) *anticipation {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := foundKey(repository, manifest)
-	f := l.founds[key]
-	delete(l.founds, key)
-	return f
-}
-
-func (l *Library) readAnticipated(ctx context.Context, repository string, promise manifestLayer, a *anticipated) {
-	ctx, cancel := context.WithTimeout(ctx, anticipatedFor)
-	defer cancel()
-	defer context.AfterFunc(l.ctx, cancel)()
-	a.toc, a.err = l.readTOC(ctx, promise.ref(repository), promise.TOC, promise.Read)
-	close(a.done)
-	time.AfterFunc(anticipatedFor, func() { // nobody came
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if key := anticipatedKey(repository, promise); l.ahead[key] == a {
-			delete(l.ahead, key)
-		}
-	})
-}
-
-func anticipatedKey(repository string, promise manifestLayer) string {
-	return repository + "@" + layerID(promise.Digest, promise.TOC)
-}
-
-// takeAnticipated returns what is read ahead of a layer, and forgets it; nil if
-// nothing is.
-func (l *Library) takeAnticipated(repository string, promise manifestLayer) *anticipated {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	key := anticipatedKey(repository, promise)
 	a := l.ahead[key]
 	delete(l.ahead, key)
+	if a == nil {
+		return new(anticipation)
+	}
 	return a
 }
 
-// promisedTOC reads the table of contents of a layer, or waits for whoever does
-// so already. What failed for them may not for us, with another credential.
-func (l *Library) promisedTOC(ctx context.Context, repository string, promise manifestLayer) (*estargz.TOC, error) {
-	if a := l.takeAnticipated(repository, promise); a != nil {
-		if err := wait(ctx, a.done); err != nil {
-			return nil, err
-		}
-		if a.err == nil {
-			return a.toc, nil
-		}
+// table returns the table of contents of a layer, if it was read ahead: it waits for
+// whoever does so still. What failed for them may not for us, with another credential.
+func (a *anticipation) table(ctx context.Context, promise manifestLayer) *estargz.TOC {
+	t := a.tocs[layerID(promise.Digest, promise.TOC)]
+	if t == nil || wait(ctx, t.done) != nil {
+		return nil
 	}
-	return l.readTOC(ctx, promise.ref(repository), promise.TOC, promise.Read)
+	return t.toc
 }
 
 // ref returns where the layer's blob can be had.

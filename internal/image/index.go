@@ -66,7 +66,7 @@ func (l *Library) indexing(ctx context.Context, name Name, called string, nearby
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	repository, d := name.Repository, name.Digest
-	key := repository + "@" + d.String()
+	key := indexingKey(repository, d)
 	if ix := l.indexings[key]; ix != nil {
 		return ix
 	}
@@ -88,8 +88,16 @@ func (l *Library) indexing(ctx context.Context, name Name, called string, nearby
 	return ix
 }
 
+func indexingKey(repository string, manifest digest.Digest) string {
+	return repository + "@" + manifest.String()
+}
+
 func (l *Library) index(ctx context.Context, ix *indexing, repository string, nearby Content) {
-	planned := l.findProfile(ctx, ix.rec, repository)
+	ahead := l.takeAnticipated(ix.key)
+	planned := ahead.found
+	if planned == nil {
+		planned = l.findProfile(ctx, ix.rec, repository)
+	}
 	mctx, over := ix.rec.timed(ctx, trace.Manifest, "")
 	data, err := l.manifestBytes(mctx, repository, ix.manifest, nearby)
 	over(int64(len(data)), err)
@@ -113,7 +121,7 @@ func (l *Library) index(ctx context.Context, ix *indexing, repository string, ne
 		l.work.Go(func() {
 			defer func() { <-slots }()
 			tctx, over := ix.rec.timed(ctx, trace.Index, il.promise.Digest)
-			il.layer, il.err = l.indexLayer(tctx, repository, il.promise)
+			il.layer, il.err = l.indexLayer(tctx, repository, il.promise, ahead)
 			over(0, il.err)
 			close(il.done)
 		})
@@ -171,12 +179,15 @@ func (l *Library) forgetIndexing(ix *indexing) {
 }
 
 // indexLayer reads a layer's table of contents and makes the layer known.
-func (l *Library) indexLayer(ctx context.Context, repository string, promise manifestLayer) (Layer, error) {
+func (l *Library) indexLayer(ctx context.Context, repository string, promise manifestLayer, ahead *anticipation) (Layer, error) {
 	layer := Layer{Digest: promise.Digest, MediaType: promise.MediaType, Size: promise.Size}
 	ref := promise.ref(repository)
-	toc, err := l.promisedTOC(ctx, repository, promise)
-	if err != nil {
-		return layer, err
+	toc := ahead.table(ctx, promise)
+	if toc == nil {
+		var err error
+		if toc, err = l.readTOC(ctx, ref, promise.TOC, promise.Read); err != nil {
+			return layer, err
+		}
 	}
 	layer.TOCDigest, layer.DataSize = toc.Digest, toc.Index.DataSize
 	id := layerID(layer.Digest, layer.TOCDigest)

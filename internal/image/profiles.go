@@ -47,9 +47,6 @@ type found struct {
 // findProfile begins to look for an image's profile: on this node, then in the
 // cluster, then beside the image in its registry.
 func (l *Library) findProfile(ctx context.Context, rec *recording, repository string) *found {
-	if f := l.takeFound(repository, rec.manifest); f != nil {
-		return f
-	}
 	f := &found{done: make(chan struct{})}
 	if l.profiles == nil {
 		close(f.done)
