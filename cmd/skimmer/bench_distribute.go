@@ -19,6 +19,7 @@ import (
 type distributeFlags struct {
 	nodes, seeds           int
 	size, rate, modes      string
+	congestion             string
 	copies                 bool
 	skimmer, workDir, file string // file is the chart
 }
@@ -62,6 +63,7 @@ makes it do early. The directory needs room for the file twice per node.`,
 	fl.IntVar(&f.seeds, "seeds", 0, "how many seeds there are beside them")
 	fl.StringVar(&f.size, "size", "1GiB", "size of the file")
 	fl.StringVar(&f.rate, "rate", "200Mbit", "bandwidth of every link in each direction; 0 is as fast as the machine is")
+	fl.StringVar(&f.congestion, "congestion", "cubic", "how TCP finds its rate on the nodes: cubic is Linux's own default; empty is as on this machine")
 	fl.BoolVar(&f.copies, "copies", false, "in mode swarm write the file beside the store too")
 	fl.StringVar(&f.modes, "modes", "direct,swarm", "what is compared")
 	fl.StringVar(&f.file, "svg", "", "file to draw a chart into: what each node had received as time went on")
@@ -75,7 +77,7 @@ makes it do early. The directory needs room for the file twice per node.`,
 
 // config turns flags into an experiment; its Dir is not set.
 func (f distributeFlags) config() (distribute.Config, error) {
-	cfg := distribute.Config{Nodes: f.nodes, Seeds: f.seeds, Copies: f.copies}
+	cfg := distribute.Config{Nodes: f.nodes, Seeds: f.seeds, Copies: f.copies, Congestion: f.congestion}
 	if f.nodes < 1 || f.nodes > 200 {
 		return cfg, fmt.Errorf("read --nodes: %d: must be 1 to 200", f.nodes)
 	}

@@ -185,6 +185,9 @@ func (s *search) recent(p int) (some []*member, all bool) {
 // any looks for any piece.
 func (s *search) any() *member {
 	c := s.w.m.c
+	if m := s.again(); m != nil {
+		return m
+	}
 	if m := s.near(nil, anyFits); m != nil {
 		return m
 	}
@@ -217,6 +220,27 @@ func (s *search) any() *member {
 		p = useful.next(end)
 	}
 	return s.near(nil, len(c.order)+1)
+}
+
+// again returns one that has just sent this peer something, and has more of it, if
+// no other is nearer: the connection between them is at full speed, where one that
+// was idle has to find out anew how fast it may be (RFC 5681, section 4.1). Of a blob
+// of which transfers are short that makes peers have less to offer each other, which
+// costs more.
+func (s *search) again() *member {
+	w := s.w
+	if !w.bulk() || w.m.act == nil || w.m.c.hops == 0 {
+		return nil
+	}
+	a := w.m.act
+	for i := range a.warm {
+		m := a.warm[(a.turn+len(a.warm)-1-i)%len(a.warm)]
+		if m != nil && m.listed && s.t.mayServe(m, w) && !m.suspect && !m.seed &&
+			w.m.peer.beside(m.peer) && !w.m.avoids(m.peer) && s.fit(s.need, m) == holds {
+			return m
+		}
+	}
+	return nil
 }
 
 // recentBlocks is in how many blocks those are asked that were remembered.

@@ -93,6 +93,7 @@ func (t *Tracker) tidy(m *member) {
 			return
 		}
 		m.act = nil
+		clear(a.warm[:]) // they, and their blob, may be forgotten before it is used again
 		m.c.freeActs.give(a)
 	}
 	if m.have.count == 0 && !m.gone {

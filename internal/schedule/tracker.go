@@ -193,7 +193,9 @@ type activity struct {
 	out       []*transfer
 	wants     []*want
 	avoid     []avoidance
-	noOrigin  time.Time // zero unless the origin failed it; a Tick clears it
+	noOrigin  time.Time  // zero unless the origin failed it; a Tick clears it
+	warm      [4]*member // who sent it something last that nobody was blocked on; they may be gone
+	turn      int        // how many there were in warm
 
 	// Where the lists begin: what is looked at together lies together.
 	firstIn    [4]inbound

@@ -124,6 +124,10 @@ func (t *Tracker) beginFrom(w *want, x *transfer, box *parcel) {
 // end forgets a transfer of which nothing is left.
 func (t *Tracker) end(x *transfer) {
 	in := x.to.act
+	if x.bulk && x.from != nil {
+		in.warm[in.turn%len(in.warm)] = x.from
+		in.turn++
+	}
 	last := in.in[len(in.in)-1]
 	in.in[x.inAt], last.inAt = last, x.inAt
 	in.in[len(in.in)-1] = inbound{}

@@ -223,7 +223,11 @@ func (f *flight) write(i, n int) error {
 		return err
 	}
 	start := e.geo.start(i)
-	if err := data.writeAt(f.buf[:e.geo.start(i+n)-start], start); err != nil {
+	put := data.writeAt
+	if f.prio == blob.Background {
+		put = data.writeThrough // who waits for them has them from memory
+	}
+	if err := put(f.buf[:e.geo.start(i+n)-start], start); err != nil {
 		return err
 	}
 	rs := make([]record, n)

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -182,8 +184,9 @@ func (f *FS) syncDir(dir string) error {
 // file is an open file whose operations go through an FS. It is safe for
 // concurrent use.
 type file struct {
-	fs *FS
-	os *os.File
+	fs     *FS
+	os     *os.File
+	cached atomic.Bool // all that is read and written goes by the page cache
 }
 
 func (f *file) readAt(p []byte, off int64) (int, error) {
@@ -199,6 +202,66 @@ func (f *file) writeAt(p []byte, off int64) error {
 	}
 	_, err := f.os.WriteAt(p, off)
 	return err
+}
+
+// writeThrough is writeAt for bytes that are not read again soon. Where the kernel
+// can (Linux 6.14, RWF_DONTCACHE in pwritev2(2)) they are in memory only until they
+// are on disk, and push nothing out of the page cache.
+func (f *file) writeThrough(p []byte, off int64) error {
+	if f.cached.Load() {
+		return f.writeAt(p, off)
+	}
+	if err := f.fs.before(Op{Name: OpWrite, Path: f.os.Name(), Off: off, Data: p}); err != nil {
+		return err
+	}
+	n, err := f.dontCache(unix.Pwritev2, "write", p, off)
+	if err != nil || n == len(p) {
+		return err
+	}
+	_, err = f.os.WriteAt(p[n:], off+int64(n)) // it says why the rest was not taken
+	return err
+}
+
+// readThrough is readAt for bytes that are not read again soon: what is not in the
+// page cache does not stay there either.
+func (f *file) readThrough(p []byte, off int64) (int, error) {
+	if f.cached.Load() {
+		return f.readAt(p, off)
+	}
+	if err := f.fs.before(Op{Name: OpRead, Path: f.os.Name(), Off: off}); err != nil {
+		return 0, err
+	}
+	n, err := f.dontCache(unix.Preadv2, "read", p, off)
+	if err != nil || n == len(p) {
+		return n, err
+	}
+	m, err := f.os.ReadAt(p[n:], off+int64(n))
+	return n + m, err
+}
+
+// dontCache has the kernel read or write what it does at once of p. It does nothing,
+// and f is as usual from then on, if the kernel or the file system knows of nothing
+// of the kind.
+func (f *file) dontCache(do func(fd int, p [][]byte, off int64, flags int) (int, error), name string, p []byte, off int64) (n int, err error) {
+	conn, err := f.os.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	ctlErr := conn.Control(func(fd uintptr) {
+		for {
+			if n, err = do(int(fd), [][]byte{p}, off, unix.RWF_DONTCACHE); err != unix.EINTR {
+				break
+			}
+		}
+	})
+	switch err = cmp.Or(ctlErr, err); {
+	case err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS:
+		f.cached.Store(true)
+		return 0, nil
+	case err != nil:
+		return 0, &fs.PathError{Op: name, Path: f.os.Name(), Err: err}
+	}
+	return n, nil
 }
 
 func (f *file) truncate(size int64) error {

@@ -17,6 +17,11 @@ var errDropped = errors.New("piece failed its CRC")
 // p. A piece that fails is dropped: errDropped, unless others came before it.
 // Caller holds e, not e.mu.
 func (e *entry) readPieces(i, n int, p []byte) (good int64, err error) {
+	return e.comparePieces(i, n, p, (*file).readAt)
+}
+
+// comparePieces is readPieces with the way in which the file is read.
+func (e *entry) comparePieces(i, n int, p []byte, read func(f *file, p []byte, off int64) (int, error)) (good int64, err error) {
 	e.mu.Lock()
 	crcs, drops := slices.Clone(e.crcs[i:i+n]), e.drops
 	for k := range n {
@@ -35,7 +40,7 @@ func (e *entry) readPieces(i, n int, p []byte) (good int64, err error) {
 		return 0, err
 	}
 	start := e.geo.start(i)
-	m, err := data.readAt(p[:e.geo.start(i+n)-start], start)
+	m, err := read(data, p[:e.geo.start(i+n)-start], start)
 	if e.s.ctx.Err() != nil {
 		return 0, e.s.errClosed()
 	}
@@ -171,7 +176,7 @@ func (e *entry) hashNext(buf []byte) (more, right bool) {
 	}
 	e.mu.Unlock()
 
-	good, err := e.readPieces(i, n, buf)
+	good, err := e.comparePieces(i, n, buf, (*file).readThrough)
 	if err == nil {
 		_, err = e.hasher.Write(buf[:good])
 	}

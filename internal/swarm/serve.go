@@ -187,24 +187,28 @@ func (y *relay) next(p []byte) (int, error) {
 }
 
 // await waits until piece q is here. It copies bytes from the offset on into p
-// if a reader has the piece in memory.
+// as far as readers have them in memory.
 func (y *relay) await(q int, p []byte) (int, error) {
 	c := y.u.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Mostly it is here, and nothing has to be woken.
+	if n, here := y.copied(q, p); here {
+		return n, nil
+	}
 	late := false
-	t := time.AfterFunc(expectLimit, func() {
+	wake := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.changed.Broadcast()
+	}
+	defer time.AfterFunc(expectLimit, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		late = true
 		c.changed.Broadcast()
-	})
-	defer t.Stop()
-	defer context.AfterFunc(y.ctx, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.changed.Broadcast()
-	})()
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	}).Stop()
+	defer context.AfterFunc(y.ctx, wake)()
 	for {
 		switch {
 		case y.ctx.Err() != nil:
@@ -212,13 +216,8 @@ func (y *relay) await(q int, p []byte) (int, error) {
 		case c.s.ctx.Err() != nil:
 			return 0, blob.Errorf(blob.Unavailable, "read %v: this node is stopping", y.u.ref)
 		}
-		if from, ok := c.peek(q); ok {
-			n := copy(p[:min(int64(len(p)), y.end-y.off)], from[y.off-c.geo.start(q):])
-			y.off += int64(n)
+		if n, here := y.copied(q, p); here {
 			return n, nil
-		}
-		if c.have.has(q) || len(c.held([]schedule.Run{{First: q, Count: 1}})) > 0 {
-			return 0, nil
 		}
 		if late && !c.expects(q) {
 			return 0, blob.Errorf(blob.NotFound, "read %v: piece %d is not here and not expected", y.u.ref, q)
@@ -227,14 +226,31 @@ func (y *relay) await(q int, p []byte) (int, error) {
 	}
 }
 
-// peek returns the bytes of piece q that a reader has in memory and did not
-// take yet. Caller holds c.mu, and uses them no longer.
-func (c *content) peek(q int) ([]byte, bool) {
+// copied reports whether piece q is here, and copies what follows the offset, in
+// that piece and those behind it, into p as far as readers have it in memory. Caller
+// holds c.mu.
+func (y *relay) copied(q int, p []byte) (n int, here bool) {
+	c := y.u.c
+	p = p[:min(int64(len(p)), y.end-y.off)]
+	for n < len(p) {
+		from, ok := c.peek(c.geo.at(y.off), y.off)
+		if !ok {
+			break
+		}
+		m := copy(p[n:], from)
+		n += m
+		y.off += int64(m)
+	}
+	return n, n > 0 || c.have.has(q) || len(c.held([]schedule.Run{{First: q, Count: 1}})) > 0
+}
+
+// peek returns the bytes from off on, in piece q, that a reader has in memory and did
+// not take yet. Caller holds c.mu, and uses them no longer.
+func (c *content) peek(q int, off int64) ([]byte, bool) {
 	for _, j := range c.jobs {
 		for _, k := range j.ready {
 			if k.first <= q && q < k.first+k.count {
-				from := c.geo.start(q) - c.geo.start(k.first)
-				return k.p[from:min(from+c.geo.piece, int64(len(k.p)))], true
+				return k.p[off-c.geo.start(k.first):], true
 			}
 		}
 	}

@@ -48,6 +48,9 @@ type Config struct {
 	Dir string
 	// Nodes are the machines; at least one, at most MaxNodes.
 	Nodes []NodeConfig
+	// Congestion is how TCP finds its rate on the nodes, as the kernel names it;
+	// empty means as on this machine.
+	Congestion string
 	// Logger receives what is done; nil discards it.
 	Logger *slog.Logger
 }
@@ -56,12 +59,13 @@ type Config struct {
 // concurrent use.
 type World struct {
 	// Constant after New.
-	dir      string
-	log      *slog.Logger
-	fabric   *namespace // where the switch is
-	counters *os.File   // what passed the switch's ports
-	nodes    []*Node
-	wires    []*wire // to the nodes that have a delay
+	dir        string
+	congestion string
+	log        *slog.Logger
+	fabric     *namespace // where the switch is
+	counters   *os.File   // what passed the switch's ports
+	nodes      []*Node
+	wires      []*wire // to the nodes that have a delay
 
 	close sync.Once
 	mu    sync.Mutex
@@ -72,7 +76,7 @@ type World struct {
 // New makes the nodes of a world and their switch. It needs root and
 // iproute2. The world lasts until Close, or until the process ends.
 func New(ctx context.Context, cfg Config) (*World, error) {
-	w := &World{dir: cfg.Dir, log: cfg.Logger}
+	w := &World{dir: cfg.Dir, log: cfg.Logger, congestion: cfg.Congestion}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
@@ -95,7 +99,7 @@ func (w *World) open(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	if w.fabric, err = newNamespace(); err != nil {
+	if w.fabric, err = newNamespace(w.congestion); err != nil {
 		return err
 	}
 	for i, nc := range cfg.Nodes {

@@ -22,8 +22,9 @@ type namespace struct {
 }
 
 // newNamespace makes an empty network namespace without IPv6, whose automatic
-// addresses would only be traffic.
-func newNamespace() (*namespace, error) {
+// addresses would only be traffic. TCP finds its rate there as congestion names, or
+// if that is empty as on the machine.
+func newNamespace(congestion string) (*namespace, error) {
 	n := new(namespace)
 	err := onThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -32,6 +33,11 @@ func newNamespace() (*namespace, error) {
 		// A kernel may have no IPv6 at all.
 		for _, name := range []string{"all", "default"} {
 			_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0)
+		}
+		if congestion != "" {
+			if err := os.WriteFile("/proc/sys/net/ipv4/tcp_congestion_control", []byte(congestion), 0); err != nil {
+				return fmt.Errorf("set TCP's congestion control to %q: %w; /proc/sys/net/ipv4/tcp_available_congestion_control says what there is", congestion, err)
+			}
 		}
 		n.file, err = os.Open("/proc/thread-self/ns/net")
 		return err

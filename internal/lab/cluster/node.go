@@ -49,7 +49,7 @@ func newNode(w *World, cfg NodeConfig, i int) (*Node, error) {
 		return nil, err
 	}
 	var err error
-	if n.space, err = newNamespace(); err != nil {
+	if n.space, err = newNamespace(w.congestion); err != nil {
 		return nil, err
 	}
 	return n, nil

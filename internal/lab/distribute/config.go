@@ -63,6 +63,9 @@ type Config struct {
 	// Rate is the bandwidth of every link, in bits per second and in each
 	// direction, the origin's included; 0 is as fast as the machine is.
 	Rate int64
+	// Congestion is how TCP finds its rate on the nodes, as the kernel names it;
+	// empty means as on this machine.
+	Congestion string
 	// Copies has mode Swarm also write the file beside the node's store, and says
 	// when that was done.
 	Copies bool

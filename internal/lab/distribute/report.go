@@ -26,7 +26,7 @@ type Report struct {
 type Machine struct {
 	Kernel string `json:"kernel"`
 	CPUs   int    `json:"cpus"`
-	// Congestion is how TCP finds its rate, see lab.CongestionControl.
+	// Congestion is how TCP finds its rate on the nodes, as the kernel names it.
 	Congestion string `json:"congestionControl"`
 }
 

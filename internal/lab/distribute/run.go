@@ -1,6 +1,7 @@
 package distribute
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -69,7 +70,7 @@ func (e *experiment) run(ctx context.Context) (err error) {
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("find the kernel's version: %w", err)
 	}
-	e.report.Machine = Machine{Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(), Congestion: lab.CongestionControl()}
+	e.report.Machine = Machine{Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(), Congestion: cmp.Or(e.Congestion, lab.CongestionControl())}
 	if e.Dir == "" {
 		if e.Dir, err = os.MkdirTemp("", "skd-"); err != nil {
 			return err
@@ -181,7 +182,7 @@ func (e *experiment) measure(ctx context.Context, mode Mode) (r Result, err erro
 // then the seeds.
 func (e *experiment) world(mode Mode) cluster.Config {
 	link := cluster.Link{Up: e.Rate, Down: e.Rate}
-	cfg := cluster.Config{Dir: filepath.Join(e.Dir, string(mode)), Logger: e.Logger}
+	cfg := cluster.Config{Dir: filepath.Join(e.Dir, string(mode)), Congestion: e.Congestion, Logger: e.Logger}
 	// What a scheduler says is so little that its link does not matter.
 	cfg.Nodes = []cluster.NodeConfig{{Name: "origin", Link: link}, {Name: "scheduler"}}
 	for i := range e.Nodes {
