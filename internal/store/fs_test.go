@@ -38,7 +38,8 @@ func cachedBytes(t *testing.T, f *os.File) int64 {
 }
 
 // What nobody waits for is read by nobody here: it is not to push out of memory what
-// is. The other files show that the kernel does keep what is written as usual.
+// is. The other files show that the kernel does keep what is written as usual, but for
+// a block that readahead of the hashing met before it was written.
 func TestBackgroundLeavesPageCache(t *testing.T) {
 	dir := t.TempDir()
 	probe, err := (&FS{}).create(filepath.Join(dir, "probe"))
@@ -57,7 +58,7 @@ func TestBackgroundLeavesPageCache(t *testing.T) {
 		prio        blob.Priority
 		least, most int64
 	}{
-		{blob.Demand, int64(len(content)), int64(len(content))},
+		{blob.Demand, int64(len(content)) / 4 * 3, int64(len(content))},
 		{blob.Background, 0, int64(len(content)) / 4},
 	} {
 		t.Run(tc.prio.String(), func(t *testing.T) {

@@ -197,18 +197,17 @@ func (y *relay) await(q int, p []byte) (int, error) {
 		return n, nil
 	}
 	late := false
-	wake := func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.changed.Broadcast()
-	}
 	defer time.AfterFunc(expectLimit, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		late = true
 		c.changed.Broadcast()
 	}).Stop()
-	defer context.AfterFunc(y.ctx, wake)()
+	defer context.AfterFunc(y.ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.changed.Broadcast()
+	})()
 	for {
 		switch {
 		case y.ctx.Err() != nil:
@@ -233,7 +232,7 @@ func (y *relay) copied(q int, p []byte) (n int, here bool) {
 	c := y.u.c
 	p = p[:min(int64(len(p)), y.end-y.off)]
 	for n < len(p) {
-		from, ok := c.peek(c.geo.at(y.off), y.off)
+		from, ok := c.peek(y.off)
 		if !ok {
 			break
 		}
@@ -244,9 +243,10 @@ func (y *relay) copied(q int, p []byte) (n int, here bool) {
 	return n, n > 0 || c.have.has(q) || len(c.held([]schedule.Run{{First: q, Count: 1}})) > 0
 }
 
-// peek returns the bytes from off on, in piece q, that a reader has in memory and did
-// not take yet. Caller holds c.mu, and uses them no longer.
-func (c *content) peek(q int, off int64) ([]byte, bool) {
+// peek returns the bytes from off on that a reader has in memory and did not take
+// yet. Caller holds c.mu, and uses them no longer.
+func (c *content) peek(off int64) ([]byte, bool) {
+	q := c.geo.at(off)
 	for _, j := range c.jobs {
 		for _, k := range j.ready {
 			if k.first <= q && q < k.first+k.count {

@@ -420,3 +420,29 @@ func TestParseUsage(t *testing.T) {
 		}
 	}
 }
+
+// The nodes' TCP is not the machine's, and what the kernel does not have is named.
+func TestCongestion(t *testing.T) {
+	needRoot(t)
+	nodes := []NodeConfig{{Name: "a"}}
+	w, err := New(t.Context(), Config{Nodes: nodes, Congestion: "reno"}) // every kernel has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	var got []byte
+	err = w.Node("a").space.do(func() (err error) {
+		got, err = os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+		return err
+	})
+	if err != nil || string(bytes.TrimSpace(got)) != "reno" {
+		t.Errorf("a node finds its rate by %q, %v; want reno", got, err)
+	}
+	if _, err := New(t.Context(), Config{Nodes: nodes, Congestion: "none-such"}); err == nil || !strings.Contains(err.Error(), `"none-such"`) {
+		t.Errorf("what the kernel does not have: %v", err)
+	}
+}
