@@ -247,6 +247,40 @@ func TestBytesAreServedAsTheyArrive(t *testing.T) {
 	}
 }
 
+// Who begins where another one fetches, and goes on beyond that, has the rest fetched
+// meanwhile.
+func TestWhatFollowsTheFetchOfAnotherIsAskedForAtOnce(t *testing.T) {
+	content := blobtest.Bytes(1, int(mib))
+	src := newTap(content)
+	ref := blob.Ref{Digest: digestOf(content), Size: mib}
+	s := openStore(t, Config{})
+	b := openBlob(t, s.Through(src), ref)
+	src.flow(10)
+	first := readRange(t, t.Context(), b, blob.Range{Len: 256 * kib})
+	if _, err := io.ReadFull(first, make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-src.asked; got.End() != 256*kib {
+		t.Fatalf("the first asked for %v", got)
+	}
+	r := blob.Range{Off: 200 * kib, Len: 300 * kib}
+	second := readRange(t, t.Context(), b, r)
+	read := make(chan error, 1)
+	var got []byte
+	go func() {
+		var err error
+		got, err = io.ReadAll(second)
+		read <- err
+	}()
+	if got := <-src.asked; got.Off != 256*kib {
+		t.Errorf("while the first fetch waits, %v was asked for", got)
+	}
+	src.flow(mib)
+	if err := <-read; err != nil || !bytes.Equal(got, content[r.Off:r.End()]) {
+		t.Errorf("the second reader has %d bytes, %v", len(got), err)
+	}
+}
+
 func TestFetchOutlivesItsReaderWhileOthersWait(t *testing.T) {
 	content := blobtest.Bytes(1, int(mib))
 	src := newTap(content)

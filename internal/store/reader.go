@@ -238,6 +238,7 @@ func (r *reader) readFlight(p []byte, i int, last bool) (int, error) {
 			e.mu.Unlock()
 			return 0, r.goDirect(i)
 		}
+		r.move(i) // what follows a flight of somebody else is asked for now
 	}
 	e.mu.Unlock()
 	if last {
