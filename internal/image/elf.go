@@ -30,15 +30,51 @@ const (
 	maxELFString      = 4096
 )
 
-// readELF reads what a program needs from its program headers alone: section
-// headers lie at the end of the file, where nothing else is read. It
-// understands 64-bit little-endian files; of others, and of damaged ones, it
-// returns what it could make out.
+// elfFile is a program or a library whose program headers have been read: section
+// headers lie at the end of the file, where nothing else is read.
+type elfFile struct {
+	r       io.ReaderAt
+	machine elf.Machine
+	progs   []elf.Prog64
+}
+
+// openELF reads the program headers of a 64-bit little-endian file; of others, and
+// of damaged ones, there are none.
+func openELF(r io.ReaderAt) elfFile {
+	f := elfFile{r: r}
+	var h elf.Header64
+	if read(r, 0, 64, &h) != nil || string(h.Ident[:len(elf.ELFMAG)]) != elf.ELFMAG ||
+		elf.Class(h.Ident[elf.EI_CLASS]) != elf.ELFCLASS64 || elf.Data(h.Ident[elf.EI_DATA]) != elf.ELFDATA2LSB ||
+		h.Phentsize != 56 || h.Phnum > maxProgramHeaders {
+		return f
+	}
+	progs := make([]elf.Prog64, h.Phnum)
+	if read(r, h.Phoff, 56*uint64(h.Phnum), progs) == nil {
+		f.machine, f.progs = elf.Machine(h.Machine), progs
+	}
+	return f
+}
+
+// dynamic returns the entries of the dynamic section, as far as they can be read.
+func (f elfFile) dynamic() []elf.Dyn64 {
+	for _, p := range f.progs {
+		if elf.ProgType(p.Type) == elf.PT_DYNAMIC {
+			entries := make([]elf.Dyn64, min(p.Filesz, maxDynamic)/16)
+			if read(f.r, p.Off, 16*uint64(len(entries)), entries) != nil {
+				return nil
+			}
+			return entries
+		}
+	}
+	return nil
+}
+
+// readELF reads what a program needs. Of a damaged one it returns what it could
+// make out.
 func readELF(r io.ReaderAt) elfNeeds {
 	var n elfNeeds
-	progs := programHeaders(r)
-	var dynamic []elf.Dyn64
-	for _, p := range progs {
+	f := openELF(r)
+	for _, p := range f.progs {
 		switch elf.ProgType(p.Type) {
 		case elf.PT_INTERP:
 			n.loader = cstring(r, p.Off, min(p.Filesz, maxELFString))
@@ -46,32 +82,13 @@ func readELF(r io.ReaderAt) elfNeeds {
 			if elf.ProgFlag(p.Flags)&elf.PF_W != 0 && p.Off < 1<<62 && p.Filesz < 1<<62 {
 				n.loaded = append(n.loaded, layerdev.Span{Off: int64(p.Off), End: int64(p.Off + p.Filesz)})
 			}
-		case elf.PT_DYNAMIC:
-			dynamic = make([]elf.Dyn64, min(p.Filesz, maxDynamic)/16)
-			if read(r, p.Off, 16*uint64(len(dynamic)), dynamic) != nil {
-				return n
-			}
 		}
 	}
-	n.constants = constants(progs, unwindTables(progs))
-	n.dynamic(r, progs, dynamic)
+	n.constants = constants(f.progs, unwindTables(f.progs))
+	if entries := f.dynamic(); len(entries) > 0 {
+		n.dynamic(f, entries)
+	}
 	return n
-}
-
-// programHeaders reads those of a 64-bit little-endian file; of others, and of
-// damaged ones, none.
-func programHeaders(r io.ReaderAt) []elf.Prog64 {
-	var h elf.Header64
-	if read(r, 0, 64, &h) != nil || string(h.Ident[:len(elf.ELFMAG)]) != elf.ELFMAG ||
-		elf.Class(h.Ident[elf.EI_CLASS]) != elf.ELFCLASS64 || elf.Data(h.Ident[elf.EI_DATA]) != elf.ELFDATA2LSB ||
-		h.Phentsize != 56 || h.Phnum > maxProgramHeaders {
-		return nil
-	}
-	progs := make([]elf.Prog64, h.Phnum)
-	if read(r, h.Phoff, 56*uint64(h.Phnum), progs) != nil {
-		return nil
-	}
-	return progs
 }
 
 // unwindTables returns where in the file the tables for exceptions begin; 0
@@ -105,9 +122,9 @@ func constants(progs []elf.Prog64, unwind uint64) []layerdev.Span {
 // headers alone; of what is no such file it returns nothing.
 func usedOfELF(r io.ReaderAt) []layerdev.Span {
 	var parts []layerdev.Span
-	progs := programHeaders(r)
-	unwind := unwindTables(progs)
-	for _, p := range progs {
+	f := openELF(r)
+	unwind := unwindTables(f.progs)
+	for _, p := range f.progs {
 		if elf.ProgType(p.Type) != elf.PT_LOAD || p.Off >= 1<<62 || p.Filesz >= 1<<62 {
 			continue
 		}
@@ -128,19 +145,16 @@ var tableSizes = map[elf.DynTag]elf.DynTag{
 }
 
 // dynamic reads the entries of the dynamic section.
-func (n *elfNeeds) dynamic(r io.ReaderAt, progs []elf.Prog64, entries []elf.Dyn64) {
-	values := make(map[elf.DynTag]uint64)
-	for _, d := range entries {
-		values[elf.DynTag(d.Tag)] = d.Val
-	}
+func (n *elfNeeds) dynamic(f elfFile, entries []elf.Dyn64) {
+	values := dynamicValues(entries)
 	tables := uint64(0)
 	for table, size := range tableSizes {
 		if values[table] != 0 {
-			tables = max(tables, fileOffset(progs, values[table])+min(values[size], 1<<32))
+			tables = max(tables, f.offset(values[table])+min(values[size], 1<<32))
 		}
 	}
 	n.loaded = append(n.loaded, layerdev.Span{End: int64(tables)})
-	table, size := fileOffset(progs, values[elf.DT_STRTAB]), values[elf.DT_STRSZ]
+	table, size := f.offset(values[elf.DT_STRTAB]), values[elf.DT_STRSZ]
 	if table == 0 {
 		return
 	}
@@ -150,19 +164,29 @@ func (n *elfNeeds) dynamic(r io.ReaderAt, progs []elf.Prog64, entries []elf.Dyn6
 		}
 		switch elf.DynTag(d.Tag) {
 		case elf.DT_NEEDED:
-			if name := cstring(r, table+d.Val, min(size-d.Val, maxELFString)); name != "" {
+			if name := cstring(f.r, table+d.Val, min(size-d.Val, maxELFString)); name != "" {
 				n.needed = append(n.needed, name)
 			}
 		case elf.DT_RUNPATH, elf.DT_RPATH:
-			n.runPath = strings.Split(cstring(r, table+d.Val, min(size-d.Val, maxELFString)), ":")
+			n.runPath = strings.Split(cstring(f.r, table+d.Val, min(size-d.Val, maxELFString)), ":")
 		}
 	}
 }
 
-// fileOffset returns where in the file the byte at an address is; 0 where it
-// is not in the file.
-func fileOffset(progs []elf.Prog64, addr uint64) uint64 {
-	for _, p := range progs {
+// dynamicValues returns the entries of a dynamic section by their tags; of those
+// that there may be several of, one.
+func dynamicValues(entries []elf.Dyn64) map[elf.DynTag]uint64 {
+	values := make(map[elf.DynTag]uint64)
+	for _, d := range entries {
+		values[elf.DynTag(d.Tag)] = d.Val
+	}
+	return values
+}
+
+// offset returns where in the file the byte at an address is; 0 where it is not
+// in the file.
+func (f elfFile) offset(addr uint64) uint64 {
+	for _, p := range f.progs {
 		if elf.ProgType(p.Type) == elf.PT_LOAD && addr >= p.Vaddr && addr-p.Vaddr < p.Filesz {
 			return p.Off + addr - p.Vaddr
 		}

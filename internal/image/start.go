@@ -70,6 +70,9 @@ const (
 	// the program is fetched.
 	maxFrontBytes = 64 << 10
 	maxConstBytes = 8 << 20
+	// frontShare and backShare are which share of a large program is fetched of its
+	// front and of its end before anything is known of it.
+	frontShare, backShare = 5, 64
 	// maxGenerations is how deep libraries may name others.
 	maxGenerations = 6
 	maxLinks       = 40 // as Linux' own limit on symbolic links
@@ -230,6 +233,7 @@ func (s *starter) command(ctx context.Context, cmd command) {
 	defer s.later.Wait()
 	next := s.first(cmd)
 	loaded := make(spans)
+	var large []program
 	for generation := range maxGenerations {
 		if generation == 1 {
 			next = s.addSurroundings(next, cmd)
@@ -241,11 +245,15 @@ func (s *starter) command(ctx context.Context, cmd command) {
 		parts := partsOf(next)
 		parts.join(loaded)
 		s.begin(ctx, parts)
-		loaded = make(spans)
+		s.beginCode(ctx, large)
+		loaded, large = make(spans), nil
 		var later []program
 		for _, p := range next {
 			if !p.wholly() {
 				later = s.needs(ctx, later, p, loaded)
+				if !p.small() {
+					large = append(large, p)
+				}
 			}
 		}
 		s.begin(ctx, s.wholeOf(ctx, next))
@@ -257,6 +265,35 @@ func (s *starter) command(ctx context.Context, cmd command) {
 		next = later
 	}
 	s.begin(ctx, loaded)
+	s.beginCode(ctx, large)
+}
+
+// beginCode fetches, of large programs and libraries whose tables are here or on their
+// way, the code that runs first.
+func (s *starter) beginCode(ctx context.Context, large []program) {
+	for _, p := range large {
+		open, err := s.open(s.layers[p.layer])
+		if err != nil {
+			continue
+		}
+		s.later.Go(func() {
+			f := openELF(io.NewSectionReader(readerAt{ctx, open}, p.entry.DataOff, p.entry.Size))
+			code := f.initializers()
+			s.begin(ctx, s.partsIn(p, code))
+			s.begin(ctx, s.partsIn(p, f.callees(code)))
+		})
+	}
+}
+
+// partsIn returns parts of a file as such of its layer.
+func (s *starter) partsIn(p program, parts []layerdev.Span) spans {
+	out := make(spans)
+	for _, sp := range parts {
+		if end := min(sp.End, p.entry.Size); sp.Off < end {
+			out.add(p.layer, p.entry.DataOff+sp.Off, p.entry.DataOff+end)
+		}
+	}
+	return out
 }
 
 // first returns what is known before anything has been read of a program: the
@@ -350,14 +387,15 @@ func partsOf(files []program) spans {
 		}
 		if f.program || strings.Contains(path.Base(f.path), ".so") {
 			// The larger, the more symbols there are at the front; of what the
-			// program is made of, they are looked up in any case.
-			front := int64(1)
+			// program is made of, they are looked up in any case, and the code
+			// behind them runs first. Its data is longer, too.
+			front, back := int64(1), int64(1)
 			if f.program {
-				front = f.entry.Size / 8
+				front, back = f.entry.Size/frontShare, f.entry.Size/backShare
 			}
 			parts.add(f.layer, off, off+front)
 			if !f.wholly() { // or it comes with what is used, or is not used
-				parts.add(f.layer, end-1, end)
+				parts.add(f.layer, end-back, end)
 			}
 		} else {
 			parts.add(f.layer, off, off+1)
@@ -465,13 +503,11 @@ func (s *starter) needs(ctx context.Context, list []program, f program, loaded s
 	}
 	e := readELF(r)
 	if f.program {
-		e.loaded = append(e.loaded, e.constants...)
-	}
-	for _, sp := range e.loaded {
-		if end := min(sp.End, f.entry.Size); sp.Off < end {
-			loaded.add(f.layer, f.entry.DataOff+sp.Off, f.entry.DataOff+end)
+		for _, sp := range e.constants { // the kernel reads beyond their end
+			e.loaded = append(e.loaded, layerdev.Span{Off: sp.Off, End: sp.End + faultAround})
 		}
 	}
+	loaded.join(s.partsIn(f, e.loaded))
 	folders := f.folders
 	for _, dir := range e.runPath {
 		dir = strings.NewReplacer("$ORIGIN", path.Dir(f.path), "${ORIGIN}", path.Dir(f.path)).Replace(dir)

@@ -80,7 +80,7 @@ func TestPartsOf(t *testing.T) {
 		{located: file(2, 0, maxWholeBytes+1), path: "/share/more", whole: true},
 	})
 	wantParts := spans{
-		0: {{Off: 4096, End: 4196}, {Off: 8192, End: 8192 + maxStartBytes}, {Off: 8192 + large - 1, End: 8192 + large}},
+		0: {{Off: 4096, End: 4196}, {Off: 8192, End: 8192 + large/frontShare}, {Off: 8192 + large - large/backShare, End: 8192 + large}},
 		1: {{Off: 0, End: 1}, {Off: large, End: large + 1}},
 		2: {{Off: 0, End: 1}},
 		3: {{Off: 0, End: 1}, {Off: large - 1, End: large}},
