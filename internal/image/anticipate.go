@@ -37,10 +37,10 @@ type anticipatedTable struct {
 }
 
 // Anticipate begins to read the tables of contents of an image whose manifest a
-// client on this node has just read, and means to pull, and to look for its
-// profile: containerd reads the configuration next, writes down what it has, and
-// only then asks for the first layer. What a whole pull would bring is all that is
-// read. It returns at once; ctx brings the credential. A manifest that is none,
+// client on this node has just read, and means to pull, to look for its profile, and
+// to fetch what that names: containerd reads the configuration next, writes down what
+// it has, and only then asks for the first layer. What a whole pull would bring is all
+// that is read. It returns at once; ctx brings the credential. A manifest that is none,
 // layers that cannot be mounted lazily, and what is known already, are left out.
 func (l *Library) Anticipate(ctx context.Context, repository string, manifest []byte) {
 	layers, err := parseManifest(manifest)
@@ -81,6 +81,7 @@ func (l *Library) Anticipate(ctx context.Context, repository string, manifest []
 	if l.profiles != nil {
 		a.found = &found{done: make(chan struct{})}
 		l.work.Go(func() { _ = l.look(ctx, a.found, repository, d) }) // it was logged, and who wants it goes on without
+		l.work.Go(func() { l.fetchAhead(ctx, a, repository, layers) })
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -75,5 +76,44 @@ func TestAnticipate(t *testing.T) {
 				t.Errorf("%d reads ahead of what is known already", got-before)
 			}
 		})
+	}
+}
+
+// What a profile names is fetched before anybody asks for a layer, and nothing else
+// is but the tables of contents.
+func TestAnticipateFetchesWhatAProfileNames(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	name := w.program(t, "v1")
+	cluster := &exchange{kept: make(map[digest.Digest][]byte)}
+	starting{w: w, name: name, cfg: func(c *image.Config) { c.Exchange = cluster }}.start(t, 1, 2, 7)
+
+	const read, slack = 3 * fileSize, fileSize / 4 // content does not compress
+	for _, x := range []*exchange{{kept: make(map[digest.Digest][]byte)}, cluster} {
+		var bytes atomic.Int64
+		w.Before = func(_ context.Context, _ blob.Ref, r blob.Range) error {
+			bytes.Add(r.Len)
+			return nil
+		}
+		l := open(t, w, t.TempDir(), func(c *image.Config) { c.Profiles, c.Exchange = true, x })
+		l.Anticipate(t.Context(), repo, w.manifests[repo+" v1"])
+		if x == cluster {
+			testkit.Eventually(t, time.Minute, "what the profile names was read", func() error {
+				if n := bytes.Load(); n < read {
+					return fmt.Errorf("%d bytes of %d", n, read)
+				}
+				return nil
+			})
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		most := int64(slack)
+		if x == cluster {
+			most += read
+		}
+		if n := bytes.Load(); n > most {
+			t.Errorf("%d bytes were read, want %d at most", n, most)
+		}
 	}
 }
