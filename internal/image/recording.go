@@ -38,6 +38,7 @@ type recording struct {
 	began    time.Time
 	given    chan struct{} // closed when it came to nothing
 	once     sync.Once     // guards given
+	ended    chan struct{} // closed when nothing is recorded any more
 
 	// mu guards what follows. Nothing else is locked under it.
 	mu     sync.Mutex
@@ -47,13 +48,16 @@ type recording struct {
 	latest time.Time // when something was read that had not been before
 	plan   *profile.Profile
 	over   bool
+	// opened, where set, is told of files that may name others, when something of them
+	// is read for the first time; not with mu held.
+	opened func(file string)
 }
 
 // recordedLayer is a layer of a recording. recording.mu guards it.
 type recordedLayer struct {
 	ll     *lazyLayer
 	layer  Layer
-	chunks []estargz.Chunk
+	index  estargz.Index
 	seen   bits // what was read
 	wanted bits // what the profile had fetched
 }
@@ -75,7 +79,7 @@ func (l *Library) record(repository, called string, manifest digest.Digest) *rec
 	if called == "" {
 		called = repository + "@" + manifest.String()
 	}
-	r := &recording{lib: l, manifest: manifest, began: time.Now(), given: make(chan struct{})}
+	r := &recording{lib: l, manifest: manifest, began: time.Now(), given: make(chan struct{}), ended: make(chan struct{})}
 	r.trace = trace.Start{Image: called, Manifest: manifest, Began: r.began}
 	l.keepTrace(r)
 	l.work.Go(r.run)
@@ -181,7 +185,7 @@ func (r *recording) watch(layers []Layer) {
 		}
 		n := (len(toc.Index.Chunks) + 63) / 64
 		all = append(all, &recordedLayer{
-			ll: ll, layer: layer, chunks: toc.Index.Chunks, seen: make(bits, n), wanted: make(bits, n),
+			ll: ll, layer: layer, index: toc.Index, seen: make(bits, n), wanted: make(bits, n),
 		})
 	}
 	r.mu.Lock()
@@ -243,21 +247,36 @@ func (r *recording) read(layer int, a layerdev.Access) {
 	if a.Missed == 0 {
 		at = time.Now()
 	}
+	tell, files := r.noteRead(layer, a, at)
+	for _, name := range files {
+		tell("/" + name)
+	}
+}
+
+// noteRead notes a read that began at that time, and returns who is to be told of
+// which files.
+func (r *recording) noteRead(layer int, a layerdev.Access, at time.Time) (tell func(string), files []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.over {
-		return
+		return nil, nil
 	}
 	rl := r.layers[layer]
 	for i := a.First; i < a.Last; i++ {
 		if rl.seen.has(i) {
 			continue
 		}
+		if r.opened != nil {
+			f, ok := rl.index.FileAt(rl.index.Chunks[i].DataOff)
+			if ok && follows(f.Name) && (len(files) == 0 || files[len(files)-1] != f.Name) {
+				files = append(files, f.Name)
+			}
+		}
 		rl.seen.add(i)
 		r.latest = time.Now()
-		r.trace.Read += rl.chunks[i].Size
+		r.trace.Read += rl.index.Chunks[i].Size
 		if rl.wanted.has(i) {
-			r.trace.Used += rl.chunks[i].Size
+			r.trace.Used += rl.index.Chunks[i].Size
 		}
 		r.append(profile.Read{Layer: layer, First: i, Count: 1, At: at.Sub(r.began).Truncate(time.Millisecond), Starts: 1})
 	}
@@ -268,6 +287,15 @@ func (r *recording) read(layer int, a layerdev.Access) {
 			Local: a.From.Local, Peers: a.From.Peers, Origin: a.From.Origin,
 		}, a.Err)
 	}
+	return r.opened, files
+}
+
+// follow has tell called with the files that are read for the first time and may name
+// others, until nothing is recorded any more; nil ends it.
+func (r *recording) follow(tell func(file string)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.opened = tell
 }
 
 // append adds a read. r.mu is held.
@@ -318,9 +346,9 @@ func (r *recording) planned(p *profile.Profile, from string, wanted []profile.Re
 				continue
 			}
 			rl.wanted.add(i)
-			r.trace.Wanted += rl.chunks[i].Size
+			r.trace.Wanted += rl.index.Chunks[i].Size
 			if rl.seen.has(i) {
-				r.trace.Used += rl.chunks[i].Size
+				r.trace.Used += rl.index.Chunks[i].Size
 			}
 		}
 	}
@@ -328,6 +356,7 @@ func (r *recording) planned(p *profile.Profile, from string, wanted []profile.Re
 
 // finish ends the recording. What was read becomes a profile, if anything was.
 func (r *recording) finish(good bool) {
+	defer close(r.ended)
 	l := r.lib
 	l.mu.Lock()
 	for _, rl := range r.recorded() {
@@ -375,7 +404,7 @@ func (r *recording) learned() *profile.Profile {
 	// They were noted when they were answered, and are timed by when they began.
 	slices.SortStableFunc(p.Reads, func(a, b profile.Read) int { return cmp.Compare(a.At, b.At) })
 	for _, rl := range r.layers {
-		p.Layers = append(p.Layers, profile.Layer{Digest: rl.layer.Digest, TOC: rl.layer.TOCDigest, Chunks: len(rl.chunks)})
+		p.Layers = append(p.Layers, profile.Layer{Digest: rl.layer.Digest, TOC: rl.layer.TOCDigest, Chunks: len(rl.index.Chunks)})
 	}
 	return p
 }

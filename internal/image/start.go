@@ -15,6 +15,7 @@ import (
 
 	"skimmer/internal/blob"
 	"skimmer/internal/estargz"
+	"skimmer/internal/image/python"
 	"skimmer/internal/layerdev"
 )
 
@@ -25,9 +26,11 @@ import (
 
 // command is what an image runs when nobody says otherwise.
 type command struct {
-	args   []string
-	path   []string // folders of the PATH variable
-	locale string   // as glibc names its folder; empty for that of C
+	args    []string
+	path    []string // folders of the PATH variable
+	locale  string   // as glibc names its folder; empty for that of C
+	dir     string   // where it is run
+	modules []string // folders of the PYTHONPATH variable
 }
 
 // always are files that nearly every program of a usual distribution reads
@@ -55,13 +58,14 @@ var byName = map[string][]string{
 }
 
 const (
-	// maxStartFiles bounds how many files are fetched ahead of a start.
+	// maxStartFiles bounds how many files are fetched ahead of a start: there are
+	// programs of a thousand modules and more.
 	// maxStartBytes is the largest file that is fetched whole, maxMainBytes the
 	// largest program that the image's command is, of which more is needed: of
 	// larger ones nobody knows which parts are. maxWholeBytes is that of files
 	// which are known to be used all over. OpenSSL's library and Python fall
 	// just below the first two, and are read from end to end.
-	maxStartFiles = 128
+	maxStartFiles = 16384
 	maxStartBytes = 5 << 20
 	maxMainBytes  = 8 << 20
 	maxWholeBytes = 32 << 20
@@ -90,7 +94,7 @@ func startOf(ctx context.Context, manifest []byte, nearby Content) command {
 	if err != nil || json.Unmarshal(data, &c) != nil {
 		return command{}
 	}
-	cmd := command{args: append(slices.Clone(c.Config.Entrypoint), c.Config.Cmd...)}
+	cmd := command{args: append(slices.Clone(c.Config.Entrypoint), c.Config.Cmd...), dir: path.Join("/", c.Config.WorkingDir)}
 	for _, v := range c.Config.Env {
 		name, value, _ := strings.Cut(v, "=")
 		switch name {
@@ -98,6 +102,8 @@ func startOf(ctx context.Context, manifest []byte, nearby Content) command {
 			cmd.path = strings.Split(value, ":")
 		case "LANG", "LC_ALL":
 			cmd.locale = localeFolder(value)
+		case "PYTHONPATH":
+			cmd.modules = strings.Split(value, ":")
 		}
 	}
 	if cmd.path == nil {
@@ -144,8 +150,20 @@ type starter struct {
 	rec    *recording
 	layers []Layer
 	names  names
-	asked  map[located]bool
 	later  sync.WaitGroup // fetches that nothing else waits for
+
+	// mu guards what follows.
+	mu    sync.Mutex
+	asked map[located]bool
+	// interpreter is the path of the first program that was asked for of those whose
+	// modules are known.
+	interpreter string
+}
+
+func (s *starter) interpreterPath() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.interpreter
 }
 
 // fetchStart fetches what the image's profile names; where there is none, what
@@ -184,9 +202,17 @@ func (l *Library) fetchStart(ctx context.Context, rec *recording, layers []Layer
 			})
 		}
 		defer s.later.Wait()
-		if !s.landmarks(ctx, tocs) && len(p.command.args) > 0 {
+		if !s.landmarks(ctx, tocs) {
 			s.names = newNames(tocs)
-			s.command(ctx, p.command)
+			var following sync.WaitGroup
+			follow := sync.OnceFunc(func() {
+				following.Go(func() { s.follow(ctx, p.command) })
+			})
+			if len(p.command.args) > 0 {
+				s.command(ctx, p.command, follow)
+			}
+			follow()
+			following.Wait()
 		}
 	})
 }
@@ -229,8 +255,7 @@ func (s *starter) note(err error) {
 // command fetches the program, its loader and its libraries, a generation at
 // a time. What the loader will read of one generation is fetched with the next.
 // What is large and fetched whole waits until what is fetched in parts has come.
-func (s *starter) command(ctx context.Context, cmd command) {
-	defer s.later.Wait()
+func (s *starter) command(ctx context.Context, cmd command, begun func()) {
 	next := s.first(cmd)
 	loaded := make(spans)
 	var large []program
@@ -245,6 +270,9 @@ func (s *starter) command(ctx context.Context, cmd command) {
 		parts := partsOf(next)
 		parts.join(loaded)
 		s.begin(ctx, parts)
+		if generation == 1 { // what it is loaded with comes before what it runs
+			begun()
+		}
 		s.beginCode(ctx, large)
 		loaded, large = make(spans), nil
 		var later []program
@@ -351,6 +379,7 @@ type program struct {
 	folders []string // of whoever wants it
 	program bool     // it is what the command runs, or what that is a front of
 	whole   bool     // it will be used all over
+	script  bool     // it is a source of modules' names whatever it is called
 }
 
 // small reports whether all of it is fetched whatever is used of it.
@@ -368,10 +397,15 @@ func (s *starter) add(list []program, name string, folders []string) []program {
 		return list
 	}
 	found, real, ok := s.names.file(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !ok || s.asked[found] || len(s.asked) >= maxStartFiles {
 		return list
 	}
 	s.asked[found] = true
+	if python.Version(real) != "" && s.interpreter == "" {
+		s.interpreter = real
+	}
 	return append(list, program{located: found, path: real, folders: folders})
 }
 
