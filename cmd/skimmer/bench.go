@@ -36,6 +36,7 @@ type coldstartFlags struct {
 	runs                           int
 	peerShape, firstNode           string
 	imports, whole, atOnce, mirror bool
+	unpack                         bool
 	page, chart                    string // files
 	baseline, skimmer, containerd  string
 	packageCache, registryDir      string
@@ -68,7 +69,9 @@ getting at the image take turns:
 Others are measured if they are asked for: the first two with this program's
 registry mirror between them and the registry, on a node that has nothing
 (overlayfs-mirror, stargz-mirror), and on one where only containerd has lost the
-image (overlayfs-mirror-warm).
+image (overlayfs-mirror-warm). containerd is set up there as "skimmer install
+containerd --registry" does it, and has skimmer decompress layers, unless
+--unpack=false.
 
 Requests and bytes are counted at the registry, bytes from other nodes by the
 node. Before the cached start, skimmer's node completes the image, for which the
@@ -99,6 +102,7 @@ which Ctrl-C makes it do early.`,
 	fl.BoolVar(&f.whole, "read-through", true, "also read the whole of the first image in a container, with overlayfs and skimmer")
 	fl.BoolVar(&f.atOnce, "at-once", false, "have skimmer's cached starts follow first ones at once, while the node may be completing the image")
 	fl.BoolVar(&f.mirror, "mirror", true, "in skimmer's modes, have containerd ask the registry through the node's mirror")
+	fl.BoolVar(&f.unpack, "unpack", true, "where containerd has the mirror, have it decompress layers with skimmer")
 	fl.IntVar(&f.runs, "runs", 5, "how often everything is measured")
 	fl.StringVar(&f.shapes, "shapes", "5ms/200Mbit,20ms/100Mbit", "paths to the registry: round trip and bandwidth of all connections together; none is this machine's")
 	fl.StringVar(&f.peerShape, "peer-shape", "500us/1Gbit", "path between nodes of one cluster, and to their scheduler")
@@ -125,7 +129,7 @@ which Ctrl-C makes it do early.`,
 // config turns flags into an experiment; its Dir is not set.
 func (f coldstartFlags) config() (coldstart.Config, error) {
 	cfg := coldstart.Config{
-		Imports: f.imports, Whole: f.whole, AtOnce: f.atOnce, Mirror: f.mirror, Runs: f.runs, FirstNode: coldstart.FirstNode(f.firstNode),
+		Imports: f.imports, Whole: f.whole, AtOnce: f.atOnce, Mirror: f.mirror, Unpack: f.unpack, Runs: f.runs, FirstNode: coldstart.FirstNode(f.firstNode),
 		PackageCache: f.packageCache, RegistryDir: f.registryDir, ChunkSize: int64(f.chunkSize),
 	}
 	if f.chunkSize < 1 || f.chunkSize > estargz.MaxBuildChunkSize {
@@ -201,7 +205,7 @@ func commandLine(cmd *cobra.Command) string {
 	if cmd.Flags().Changed("baseline") {
 		words = append(words, "--baseline bin/stargz-snapshotter")
 	}
-	for _, name := range []string{"images", "chunk-size", "imports", "read-through", "at-once", "mirror", "runs", "shapes", "peer-shape", "first-node", "modes"} {
+	for _, name := range []string{"images", "chunk-size", "imports", "read-through", "at-once", "mirror", "unpack", "runs", "shapes", "peer-shape", "first-node", "modes"} {
 		if f := cmd.Flags().Lookup(name); f.Changed {
 			words = append(words, "--"+name+"="+f.Value.String())
 		}

@@ -81,6 +81,7 @@ To try it on this machine, as root:
 		newDoctorCommand(a),
 		newGetCommand(a),
 		newHoldCommand(a),
+		newUnpackCommand(a),
 		newImageCommand(a),
 		newInstallCommand(a),
 		newMountCommand(a),

@@ -37,6 +37,9 @@ type Containerd struct {
 	// HostsDir, where set, is the directory in which CRI is to find out how
 	// registries are reached (see Hosts), unless it is told another one already.
 	HostsDir string
+	// Unpacker, where set, is the skimmer that is to decompress the layers which
+	// containerd unpacks, an absolute path.
+	Unpacker string
 	// Version is containerd's, such as "1.7.27" or what containerd --version
 	// prints; empty if unknown, which does not do where there is no file yet.
 	Version string
@@ -57,8 +60,18 @@ var unpackPath = []string{"plugins", transfer, "unpack_config"}
 // setting is a key and what it has to be.
 type setting struct {
 	path  []string
-	value any // string or bool
+	value any // string, bool or a list of strings
 }
+
+// processorPath is where containerd finds a program that decompresses layers, and
+// unpackedTypes are the media types of those that it is given.
+var (
+	processorPath = []string{"stream_processors", "skimmer"}
+	unpackedTypes = []any{"application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"}
+)
+
+// unpackCommand is the command of skimmer that decompresses.
+const unpackCommand = "unpack-stream"
 
 // settings lists what containerd needs. full adds what only containerd 2
 // takes.
@@ -77,6 +90,13 @@ func (c *Containerd) settings(version int64, full bool) []setting {
 	}
 	if c.HostsDir != "" {
 		all = append(all, setting{configPath(version), c.HostsDir})
+	}
+	if c.Unpacker != "" {
+		all = append(all,
+			setting{at(processorPath, "accepts"), unpackedTypes},
+			setting{at(processorPath, "returns"), "application/vnd.oci.image.layer.v1.tar"},
+			setting{at(processorPath, "path"), c.Unpacker},
+			setting{at(processorPath, "args"), []any{unpackCommand}})
 	}
 	if full {
 		all = append(all,
@@ -114,7 +134,7 @@ func (c *Containerd) complete() error {
 	if !validName.MatchString(c.Name) || slices.Contains([]string{"overlayfs", "native"}, c.Name) {
 		return blob.Errorf(blob.Invalid, "configure containerd: %q cannot be the name of a plugin of ours", c.Name)
 	}
-	for _, path := range []string{c.Address, c.Root, c.HostsDir} {
+	for _, path := range []string{c.Address, c.Root, c.HostsDir, c.Unpacker} {
 		if path != "" && !validPath.MatchString(path) {
 			return blob.Errorf(blob.Invalid, "configure containerd: %q is not an absolute path in plain characters", path)
 		}
@@ -210,14 +230,14 @@ func (c *Containerd) edit(text []byte) ([]byte, []string, error) {
 	}
 	major, minor, known := parseVersion(c.Version)
 	full := version >= 3 || major >= 2
-	var notes []string
+	notes := c.unpackNotes(content)
 	if mirrors, there := lookup(content, append(configPath(version)[:3:3], "mirrors")); there && c.HostsDir != "" && mirrors != nil {
 		return nil, nil, blob.Errorf(blob.Invalid, "it has registry.mirrors, which containerd does not take together with registry.config_path: "+
 			"move them to files hosts.toml first (https://github.com/containerd/containerd/blob/main/docs/hosts.md), or leave --registry out")
 	}
 	for _, s := range c.settings(version, full) {
 		old, there := lookup(content, s.path)
-		if there && (old == s.value || old != "" && slices.Equal(s.path, configPath(version))) {
+		if there && (reflect.DeepEqual(old, s.value) || old != "" && slices.Equal(s.path, configPath(version))) {
 			continue // the user's own directory is ours too
 		}
 		if there && old != "" {
@@ -281,10 +301,33 @@ func criNotes(content map[string]any) []string {
 	return nil
 }
 
+// unpackNotes leaves decompressing to a program that the configuration names for it
+// already: of two, containerd would take either.
+func (c *Containerd) unpackNotes(content map[string]any) []string {
+	processors, _ := content[processorPath[0]].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(processors)) {
+		p, _ := processors[name].(map[string]any)
+		accepts, _ := p["accepts"].([]any)
+		if name == processorPath[1] || c.Unpacker == "" || !slices.ContainsFunc(accepts, func(t any) bool { return slices.Contains(unpackedTypes, t) }) {
+			continue
+		}
+		c.Unpacker = ""
+		return []string{fmt.Sprintf("stream processor %s decompresses layers already, and goes on doing so", name)}
+	}
+	return nil
+}
+
 // value writes a setting's value.
 func (d *document) value(v any) string {
-	if s, ok := v.(string); ok {
-		return d.quoted(s)
+	switch v := v.(type) {
+	case string:
+		return d.quoted(v)
+	case []any:
+		items := make([]string, len(v))
+		for i, item := range v {
+			items[i] = d.value(item)
+		}
+		return "[" + strings.Join(items, ", ") + "]"
 	}
 	return fmt.Sprint(v)
 }
@@ -369,7 +412,7 @@ func (c *Containerd) checkImports(text []byte) error {
 		return err
 	}
 	for _, f := range files {
-		for _, path := range [][]string{{"plugins", cri2}, {"plugins", cri3}, {"plugins", transfer, "unpack_config"}, {"proxy_plugins", c.Name}} {
+		for _, path := range [][]string{{"plugins", cri2}, {"plugins", cri3}, {"plugins", transfer, "unpack_config"}, {"proxy_plugins", c.Name}, processorPath} {
 			if _, there := lookup(f.content, path); there {
 				return blob.Errorf(blob.Invalid, "it imports %s, which has %s and overrides what is written here: "+
 					"edit that file, with --config %s", f.path, strings.Join(path, "."), f.path)

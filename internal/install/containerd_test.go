@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,7 +21,7 @@ var update = flag.Bool("update", false, "write the golden diffs anew")
 // world puts a sample where containerd would have it.
 func world(t *testing.T, text []byte, version string) Containerd {
 	t.Helper()
-	c := Containerd{Config: filepath.Join(t.TempDir(), "config.toml"), Address: "/run/skimmer/snapshotter.sock", Version: version}
+	c := Containerd{Config: filepath.Join(t.TempDir(), "config.toml"), Address: "/run/skimmer/snapshotter.sock", Version: version, Unpacker: "/usr/local/bin/skimmer"}
 	if text != nil {
 		if err := os.WriteFile(c.Config, text, 0o640); err != nil {
 			t.Fatal(err)
@@ -144,6 +145,10 @@ func checkInstalled(t *testing.T, text []byte, name string) {
 			Address string            `toml:"address"`
 			Exports map[string]string `toml:"exports"`
 		} `toml:"proxy_plugins"`
+		Processors map[string]struct {
+			Accepts, Args []string
+			Returns, Path string
+		} `toml:"stream_processors"`
 	}
 	if err := toml.Unmarshal(text, &cfg); err != nil {
 		t.Fatal(err)
@@ -154,6 +159,10 @@ func checkInstalled(t *testing.T, text []byte, name string) {
 	}
 	if got.Snapshotter != "stargz" || got.Disabled == nil || *got.Disabled {
 		t.Errorf("%s: CRI has %+v", name, got)
+	}
+	if u := cfg.Processors["skimmer"]; len(u.Accepts) != 2 || !strings.HasSuffix(u.Returns, ".layer.v1.tar") ||
+		u.Path != "/usr/local/bin/skimmer" || !slices.Equal(u.Args, []string{"unpack-stream"}) {
+		t.Errorf("%s: stream processor %+v", name, u)
 	}
 	p := cfg.Proxy["stargz"]
 	if p.Type != "snapshot" || p.Address != "/run/skimmer/snapshotter.sock" {
@@ -271,6 +280,27 @@ func TestUninstallKeepsChoices(t *testing.T) {
 }
 
 // TestTwoNames installs under two names, and takes one after the other back.
+// A program that decompresses layers already goes on doing so: of two, containerd takes
+// either.
+func TestOtherUnpacker(t *testing.T) {
+	text := "version = 2\n[stream_processors.fast]\naccepts = [\"application/vnd.oci.image.layer.v1.tar+gzip\"]\n" +
+		"returns = \"application/vnd.oci.image.layer.v1.tar\"\npath = \"fast\"\n" +
+		"[stream_processors.\"io.containerd.ocicrypt.decoder.v1.tar\"]\naccepts = [\"application/vnd.oci.image.layer.v1.tar+encrypted\"]\n"
+	c := world(t, []byte(text), "1.7.0")
+	change := do(t, c.Install)
+	if got := string(read(t, c.Config)); strings.Contains(got, "stream_processors.skimmer") || len(change.Notes) != 1 || !strings.Contains(change.Notes[0], "fast") {
+		t.Errorf("notes %q, and it is\n%s", change.Notes, got)
+	}
+	do(t, c.Uninstall)
+	if got := string(read(t, c.Config)); got != text {
+		t.Errorf("after uninstall:\n%s", unified("original", "now", text, got))
+	}
+	c = world(t, []byte(strings.Replace(text, "+gzip", "", 1)), "1.7.0")
+	if change := do(t, c.Install); len(change.Notes) != 0 || !strings.Contains(string(read(t, c.Config)), "stream_processors.skimmer") {
+		t.Errorf("beside others: notes %q, and it is\n%s", change.Notes, read(t, c.Config))
+	}
+}
+
 func TestTwoNames(t *testing.T) {
 	original := read(t, "testdata/config/v2-comments.toml")
 	a := world(t, original, "1.7.0")
@@ -367,7 +397,7 @@ func TestContainerdReads(t *testing.T) {
 			dump = bytes.ReplaceAll(dump, []byte("'"), []byte(`"`))
 			for _, want := range []string{
 				"disable_snapshot_annotations = false", "[proxy_plugins.skimmer]", `snapshotter = "skimmer"`,
-				`address = "/run/skimmer/snapshotter.sock"`,
+				`address = "/run/skimmer/snapshotter.sock"`, "[stream_processors.skimmer]", `path = "/usr/local/bin/skimmer"`,
 			} {
 				if !bytes.Contains(dump, []byte(want)) {
 					t.Errorf("%s does not say %s", binary, want)
@@ -403,7 +433,7 @@ func FuzzEdit(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c := Containerd{Address: "/run/s.sock", Version: "2.1.0"}
+		c := Containerd{Address: "/run/s.sock", Version: "2.1.0", Unpacker: "/usr/bin/skimmer"}
 		if err := c.complete(); err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,8 @@ type Configured struct {
 	Annotations bool
 	// Proxies maps the names of proxy snapshotters to their sockets.
 	Proxies map[string]string
+	// Unpacker is the skimmer that decompresses layers; empty where containerd does it.
+	Unpacker string
 }
 
 // ReadContainerd reads a containerd configuration. Errors: NotFound for no
@@ -61,6 +63,9 @@ func (c *Configured) merge(content map[string]any) {
 		if disabled, ok := cri["disable_snapshot_annotations"].(bool); ok {
 			c.Annotations = !disabled
 		}
+	}
+	if program := unpackerOf(content); program != "" {
+		c.Unpacker = program
 	}
 	proxies, _ := content["proxy_plugins"].(map[string]any)
 	for name, p := range proxies {

@@ -106,6 +106,7 @@ func (c *Containerd) restore(text, backup []byte) ([]byte, []string, error) {
 		if root, ok := lookup(content, []string{"proxy_plugins", c.Name, "exports", "root"}); ok {
 			again.Root, _ = root.(string)
 		}
+		again.Unpacker = unpackerOf(content)
 		for _, v := range []string{c.Version, "1.7.0", "2.0.0", "2.1.0"} {
 			again.Version = v
 			if made, _, err := again.edit(backup); err == nil && bytes.Equal(made, text) {
@@ -113,6 +114,7 @@ func (c *Containerd) restore(text, backup []byte) ([]byte, []string, error) {
 			}
 		}
 	}
+	c.Unpacker = unpackerOf(content)
 	old, base, err := parse(backup)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read its backup: %w", err)
@@ -157,6 +159,13 @@ func (c *Containerd) restore(text, backup []byte) ([]byte, []string, error) {
 		return nil, notes, nil
 	}
 	return d.text, notes, nil
+}
+
+// unpackerOf returns the skimmer that decompresses layers for containerd.
+func unpackerOf(content map[string]any) string {
+	program, _ := lookup(content, slices.Concat(processorPath, []string{"path"}))
+	path, _ := program.(string)
+	return path
 }
 
 // formerLiteral is how the backup wrote a value.

@@ -35,6 +35,9 @@ type ContainerdConfig struct {
 	Binary string
 	// Plugins are the proxy snapshotters: name to unix socket.
 	Plugins map[string]string
+	// Unpacker, where set, is the skimmer that decompresses layers for containerd, an
+	// absolute path.
+	Unpacker string
 	// CRI turns the kubelet's interface on. Pods have to use the host's
 	// network, as there are no CNI plugins.
 	CRI bool

@@ -37,6 +37,13 @@ func (c ContainerdConfig) configText(major int) string {
 			t.value("enable_remote_snapshot_annotations", "true")
 		}
 	}
+	if c.Unpacker != "" {
+		t.table("stream_processors", "skimmer")
+		t.value("accepts", []string{"application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"})
+		t.value("returns", "application/vnd.oci.image.layer.v1.tar")
+		t.value("path", c.Unpacker)
+		t.value("args", []string{"unpack-stream"})
+	}
 	switch {
 	case !c.CRI:
 	case major >= 2:

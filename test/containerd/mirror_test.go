@@ -97,7 +97,7 @@ func TestMirror(t *testing.T) {
 		r := testkit.NewRegistry(t, testkit.Options{
 			Auth: testkit.TokenAuth, Users: map[string]string{"u": mirrorPassword}, Private: []string{"mirror/private"}, Redirect: true,
 		})
-		n := newNode(t, v, options{mirror: true})
+		n := newNode(t, v, options{mirror: true, unpack: true})
 		hosts := n.installMirror("http://" + r.Host())
 		builder := testkit.NewRegistry(t, testkit.Options{})
 		for _, repo := range []string{"mirror/public", "mirror/private"} {
@@ -112,6 +112,9 @@ func TestMirror(t *testing.T) {
 			}
 			if err := s.pullWhole(hosts, im, user, password); err != nil {
 				t.Fatalf("pull %s: %v", repo, err)
+			}
+			if n.unpacked() == 0 {
+				t.Errorf("%s: no layer was decompressed by ours", repo)
 			}
 			if got, want := im.fetched(), im.size(); got < want || got > want*101/100 {
 				t.Errorf("%s: the registry sent %d bytes of an image of %d", repo, got, want)

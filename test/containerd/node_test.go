@@ -43,6 +43,7 @@ type options struct {
 	pause      string // the image CRI runs in sandboxes
 	registries []string
 	mirror     bool // the peer serves its mirror, see node.mirror
+	unpack     bool // containerd has skimmer decompress layers, which is noted in node.unpacked
 	stock      bool // the snapshotter is the stock one, with the mirror before these registries
 }
 
@@ -124,7 +125,7 @@ func (n *node) startContainerd() {
 	ctx, cancel := context.WithTimeout(n.t.Context(), stepLimit)
 	defer cancel()
 	c, err := lab.StartContainerd(ctx, lab.ContainerdConfig{
-		Dir: filepath.Join(n.root, "c"), Binary: n.version.binary, Plugins: map[string]string{n.opts.plugin: n.snapshotter()},
+		Dir: filepath.Join(n.root, "c"), Unpacker: n.unpacker(), Binary: n.version.binary, Plugins: map[string]string{n.opts.plugin: n.snapshotter()},
 		CRI: n.opts.cri, Snapshotter: n.opts.plugin, PauseImage: n.opts.pause, InsecureRegistries: n.opts.registries,
 	})
 	if err != nil {
@@ -134,6 +135,31 @@ func (n *node) startContainerd() {
 	if n.client, err = client.New(c.Address()); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// unpacker writes a program that decompresses layers with the built binary and takes
+// note of it.
+func (n *node) unpacker() string {
+	n.t.Helper()
+	if !n.opts.unpack {
+		return ""
+	}
+	file := filepath.Join(n.root, "unpack")
+	script := fmt.Sprintf("#!/bin/sh\necho \"$1 $STREAM_PROCESSOR_MEDIATYPE\" >>%s.log\nexec %s \"$@\"\n", file, binary)
+	if err := os.WriteFile(file, []byte(script), 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	return file
+}
+
+// unpacked returns how many layers were decompressed by the built binary.
+func (n *node) unpacked() int {
+	n.t.Helper()
+	p, err := os.ReadFile(filepath.Join(n.root, "unpack.log"))
+	if err != nil && !os.IsNotExist(err) {
+		n.t.Fatal(err)
+	}
+	return strings.Count(string(p), "unpack-stream application/vnd.")
 }
 
 func (n *node) stopContainerd() {

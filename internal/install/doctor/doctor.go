@@ -65,7 +65,7 @@ func Run(ctx context.Context, opts Options) []Check {
 		opts.Timeout = 5 * time.Second
 	}
 	groups := []func(context.Context) []Check{
-		opts.machine, opts.data, opts.snapshotter, opts.containerd, opts.cri, opts.registry, opts.scheduler,
+		opts.machine, opts.data, opts.snapshotter, opts.containerd, opts.configured, opts.registry, opts.scheduler,
 	}
 	found := make([][]Check, len(groups))
 	var wg sync.WaitGroup

@@ -126,7 +126,7 @@ func TestScheduler(t *testing.T) {
 func TestCRI(t *testing.T) {
 	check := func(config string) Check {
 		o := Options{ContainerdConfig: config, Names: []string{"stargz", "skimmer"}}
-		return o.cri(t.Context())[0]
+		return o.configured(t.Context())[0]
 	}
 	expect(t, check(filepath.Join(t.TempDir(), "none")), Warn, "skimmer install containerd")
 	expect(t, check(write(t, "version = 2\n")), Warn)
@@ -146,6 +146,33 @@ func TestCRI(t *testing.T) {
 	expect(t, check(config), OK, "stargz")
 	over := write(t, "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"overlayfs\"\n")
 	expect(t, check(write(t, strings.Replace(stargz, "\n", "\nimports = [\""+over+"\"]\n", 1))), Warn, "overlayfs")
+}
+
+func TestUnpack(t *testing.T) {
+	check := func(config string) Check {
+		o := Options{ContainerdConfig: config}
+		return o.configured(t.Context())[1]
+	}
+	expect(t, check(filepath.Join(t.TempDir(), "none")), Skip)
+	expect(t, check(write(t, "version = 2\n")), Skip, "skimmer install containerd")
+	program := write(t, "")
+	config := write(t, "version = 2\n")
+	change, err := install.Containerd{Config: config, Address: "/s.sock", Version: "1.7.0", Unpacker: program}.Install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := change.Apply(); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, check(config), Fail, program, "permission denied", "skimmer install containerd")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, check(config), OK, program)
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, check(config), Fail, program, "no such file")
 }
 
 // serve runs a snapshotter on a socket.
@@ -193,7 +220,7 @@ func TestContainerd(t *testing.T) {
 	socket, dead := filepath.Join(dir, "s.sock"), filepath.Join(dir, "d.sock")
 	o := Options{Containerd: filepath.Join(dir, "none.sock"), Socket: socket, Names: []string{"stargz", "skimmer"}, Timeout: time.Minute}
 	none := Options{}
-	for _, c := range slices.Concat(none.containerd(t.Context()), none.cri(t.Context())) {
+	for _, c := range slices.Concat(none.containerd(t.Context()), none.configured(t.Context())) {
 		expect(t, c, Skip)
 	}
 	checks := o.containerd(t.Context())
@@ -244,7 +271,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	want := []string{"root", "kernel", "erofs", "fuse", "overlayfs", "disk", "sparse", "snapshotter", "containerd", "plugin", "cri", "registry", "scheduler"}
+	want := []string{"root", "kernel", "erofs", "fuse", "overlayfs", "disk", "sparse", "snapshotter", "containerd", "plugin", "cri", "unpack", "registry", "scheduler"}
 	if !slices.Equal(names, want) {
 		t.Errorf("checks %q, want %q", names, want)
 	}

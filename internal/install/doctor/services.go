@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -111,15 +112,36 @@ func (o *Options) plugin(ctx context.Context, c *client.Client) Check {
 	return Check{"plugin", Fail, "containerd has no snapshotter " + strings.Join(o.Names, " or "), install}
 }
 
-// cri checks that Kubernetes would use the snapshotter.
-func (o *Options) cri(context.Context) []Check {
+// configured checks what containerd's configuration says.
+func (o *Options) configured(context.Context) []Check {
 	if o.ContainerdConfig == "" {
-		return []Check{{"cri", Skip, notWanted, ""}}
+		return []Check{{"cri", Skip, notWanted, ""}, {"unpack", Skip, notWanted, ""}}
 	}
 	cfg, err := install.ReadContainerd(o.ContainerdConfig)
 	if err != nil {
-		return []Check{{"cri", Warn, err.Error(), "run: skimmer install containerd"}}
+		return []Check{
+			{"cri", Warn, err.Error(), "run: skimmer install containerd"},
+			{"unpack", Skip, "containerd's configuration cannot be read", ""},
+		}
 	}
+	return []Check{o.cri(cfg), unpack(cfg)}
+}
+
+// unpack checks that the program is there that containerd has decompress layers: without
+// it no image can be unpacked.
+func unpack(cfg install.Configured) Check {
+	const again = "run: skimmer install containerd --restart"
+	if cfg.Unpacker == "" {
+		return Check{"unpack", Skip, "containerd decompresses layers itself", "this program is faster; " + again}
+	}
+	if _, err := exec.LookPath(cfg.Unpacker); err != nil {
+		return Check{"unpack", Fail, fmt.Sprintf("containerd has layers decompressed by a program that cannot be run: %v", err), again}
+	}
+	return Check{"unpack", OK, cfg.Unpacker + " decompresses layers for containerd", ""}
+}
+
+// cri checks that Kubernetes would use the snapshotter.
+func (o *Options) cri(cfg install.Configured) Check {
 	c := Check{Name: "cri", Status: Warn, Advice: "for Kubernetes, run: skimmer install containerd --restart"}
 	switch {
 	case !slices.Contains(o.Names, cfg.Snapshotter):
@@ -132,9 +154,9 @@ func (o *Options) cri(context.Context) []Check {
 		c.Status = Fail
 		c.Found = "CRI does not tell the snapshotter which image a layer is of: disable_snapshot_annotations is on"
 	default:
-		return []Check{{"cri", OK, fmt.Sprintf("CRI uses snapshotter %s, with annotations", cfg.Snapshotter), ""}}
+		return Check{"cri", OK, fmt.Sprintf("CRI uses snapshotter %s, with annotations", cfg.Snapshotter), ""}
 	}
-	return []Check{c}
+	return c
 }
 
 // registry checks that a registry can be reached. Whether it lets us in is

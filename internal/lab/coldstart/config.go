@@ -193,6 +193,9 @@ type Config struct {
 	// Mirror has containerd ask the registry through the node's own mirror in our
 	// modes, as "skimmer install containerd --registry" sets it up.
 	Mirror bool
+	// Unpack has containerd, where a mirror of ours is before the registry, run ours
+	// to decompress layers, as "skimmer install containerd" sets it up.
+	Unpack bool
 	// Command is noted in the report: how to repeat the experiment.
 	Command string
 	// Runs is how often everything is measured, at least once.

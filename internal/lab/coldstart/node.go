@@ -70,6 +70,11 @@ func (n *node) open(ctx context.Context, cfg Config, nc nodeConfig) error {
 			return err
 		}
 		d.mirror = n.mirror
+		if cfg.Unpack {
+			if c.Unpacker, err = filepath.Abs(cfg.Skimmer); err != nil {
+				return err
+			}
+		}
 	}
 	if n.mode.mirrored() {
 		p := d

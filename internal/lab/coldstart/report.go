@@ -31,7 +31,9 @@ type Report struct {
 	// may have been completing the image.
 	AtOnce bool `json:"atOnce,omitempty"`
 	// Mirror says that in our modes the node's mirror was before the registry.
-	Mirror  bool     `json:"mirror,omitempty"`
+	Mirror bool `json:"mirror,omitempty"`
+	// Unpack says that behind the mirror ours decompressed layers for containerd.
+	Unpack  bool     `json:"unpack,omitempty"`
 	Images  []Image  `json:"images"`
 	Results []Result `json:"results"`
 	Samples []Sample `json:"samples"`
@@ -270,7 +272,10 @@ func Ratio(a, b Result) (float64, error) {
 
 // mirrorNote says how our modes reach the registry; empty where none ran.
 func (r Report) mirrorNote() string {
+	mirrored := slices.ContainsFunc(r.Results, func(res Result) bool { return res.Mode.mirrored() })
 	switch {
+	case mirrored && r.Unpack:
+		return "behind the mirror containerd had skimmer decompress layers"
 	case !slices.ContainsFunc(r.Results, func(res Result) bool { return res.Mode.ours() }):
 		return ""
 	case r.Mirror:

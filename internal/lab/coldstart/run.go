@@ -39,7 +39,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	}
 	e := &experiment{Config: cfg, images: map[string]Image{}, profiles: map[string]string{}}
 	e.report.Command, e.report.PeerPath, e.report.FirstNode = cfg.Command, cfg.PeerPath, cfg.FirstNode
-	e.report.AtOnce, e.report.Mirror = cfg.AtOnce, cfg.Mirror
+	e.report.AtOnce, e.report.Mirror, e.report.Unpack = cfg.AtOnce, cfg.Mirror, cfg.Unpack
 	err := e.run(ctx)
 	removeTraces()
 	if e.registry != nil {
