@@ -77,7 +77,8 @@ docs: ## write the generated documentation: docs/config.md, docs/config/*.yaml, 
 	@go run ./cmd/skimmer docs docs
 
 .PHONY: demo
-demo: setup build ## mount a real image lazily on this machine and print what that cost (root)
+demo: build ## mount a real image lazily on this machine and print what that cost (root)
+	@scripts/setup demo
 	@bin/skimmer demo
 
 .PHONY: clean
