@@ -77,8 +77,9 @@ docs: ## write the generated documentation: docs/config.md, docs/config/*.yaml, 
 	@go run ./cmd/skimmer docs docs
 
 .PHONY: demo
-demo: build ## mount a real image lazily on this machine and print what that cost (root)
+demo: ## mount a real image lazily on this machine and print what that cost (root)
 	@scripts/setup demo
+	@$(MAKE) --no-print-directory build
 	@bin/skimmer demo
 
 .PHONY: clean
