@@ -154,6 +154,7 @@ func (f *follower) command(cmd command) {
 	for _, dir := range cmd.modules {
 		f.modules.Search(dir)
 	}
+	f.modules.Environment(f.s.program(cmd))
 	switch main.Kind {
 	case python.CommandText:
 		f.insert(nil, f.modules.Command(main.Name))

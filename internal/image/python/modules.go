@@ -167,6 +167,12 @@ func (m *Modules) Library(folder string) {
 	}
 }
 
+// Environment has modules searched in the virtual environment whose interpreter, or script
+// of a package in it, is at that path (PEP 405); it does nothing where there is none.
+func (m *Modules) Environment(program string) {
+	m.Search(path.Join(path.Dir(path.Dir(program)), "lib", "python"+m.version, "site-packages"))
+}
+
 // Search adds a folder to the end of the search path, if it has modules.
 func (m *Modules) Search(dir string) {
 	if m.folders[dir] && !slices.Contains(m.path, dir) {

@@ -23,6 +23,7 @@ var debian = strings.Fields(`
 	/usr/lib/python3/dist-packages/google/protobuf/__init__.py
 	/usr/lib/python3/dist-packages/space-nspkg.pth /srv/other.pth
 	/usr/lib/python3/dist-packages/json.py
+	/opt/venv/lib/python3.11/site-packages/flask/__init__.py /opt/venv/bin/flask
 	/app/main.py /app/helper.py /app/parts/__init__.py /app/parts/one.py /app/parts/__main__.py
 `)
 
@@ -57,6 +58,15 @@ func TestModules(t *testing.T) {
 		if got := m.Named(name); !slices.Equal(got, want) {
 			t.Errorf("%q is %q, want %q", name, got, want)
 		}
+	}
+
+	m.Environment("/usr/bin/python3")
+	if got := m.Named("flask"); got != nil {
+		t.Errorf("flask is %q outside of its environment", got)
+	}
+	m.Environment("/opt/venv/bin/flask")
+	if got, want := m.Named("flask"), []string{"/opt/venv/lib/python3.11/site-packages/flask/__init__.py"}; !slices.Equal(got, want) {
+		t.Errorf("flask is %q in its environment, want %q", got, want)
 	}
 
 	// A program finds what lies beside it, and a package what is in it.

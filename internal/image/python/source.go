@@ -1,8 +1,13 @@
 package python
 
 import (
+	"regexp"
 	"strings"
 )
+
+// byCall is an import that is no statement, as path configuration files of namespace
+// packages have it.
+var byCall = regexp.MustCompile(`__import__\(['"]([A-Za-z_][A-Za-z0-9_.]*)['"]\)`)
 
 // Source reads what a source file, a command of "python -c" or a path configuration
 // file (.pth) imports when it is loaded: the statements outside of functions (Python
@@ -54,6 +59,9 @@ func (s *source) line(line string) {
 		return
 	}
 	s.statement(text)
+	for _, call := range byCall.FindAllStringSubmatch(line, -1) {
+		s.scopes = append(s.scopes, Scope{Names: []string{call[1]}, Levels: []int{0}})
+	}
 }
 
 // opensFunction reports whether the lines below, as far as they are indented
