@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -110,7 +111,11 @@ containerd 1.6, 1.7 and 2 are supported, with configuration versions 2 to 4.`,
 				if err != nil {
 					return fmt.Errorf("find this program: %w", err)
 				}
-				o.Unpacker = self
+				if strings.HasPrefix(self, os.TempDir()+"/") {
+					fmt.Fprintf(a.stderr, "skimmer: note: %s is not there for long: containerd goes on decompressing layers itself\n", self)
+				} else {
+					o.Unpacker = self
+				}
 			}
 			plans, err := o.plans()
 			if err != nil {

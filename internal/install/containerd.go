@@ -38,7 +38,8 @@ type Containerd struct {
 	// registries are reached (see Hosts), unless it is told another one already.
 	HostsDir string
 	// Unpacker, where set, is the skimmer that is to decompress the layers which
-	// containerd unpacks, an absolute path.
+	// containerd unpacks, an absolute path; one that cannot be written down is left
+	// out, with a note.
 	Unpacker string
 	// Version is containerd's, such as "1.7.27" or what containerd --version
 	// prints; empty if unknown, which does not do where there is no file yet.
@@ -134,7 +135,7 @@ func (c *Containerd) complete() error {
 	if !validName.MatchString(c.Name) || slices.Contains([]string{"overlayfs", "native"}, c.Name) {
 		return blob.Errorf(blob.Invalid, "configure containerd: %q cannot be the name of a plugin of ours", c.Name)
 	}
-	for _, path := range []string{c.Address, c.Root, c.HostsDir, c.Unpacker} {
+	for _, path := range []string{c.Address, c.Root, c.HostsDir} {
 		if path != "" && !validPath.MatchString(path) {
 			return blob.Errorf(blob.Invalid, "configure containerd: %q is not an absolute path in plain characters", path)
 		}
@@ -304,6 +305,11 @@ func criNotes(content map[string]any) []string {
 // unpackNotes leaves decompressing to a program that the configuration names for it
 // already: of two, containerd would take either.
 func (c *Containerd) unpackNotes(content map[string]any) []string {
+	if c.Unpacker != "" && !validPath.MatchString(c.Unpacker) {
+		note := fmt.Sprintf("%q is not an absolute path in plain characters: containerd goes on decompressing layers itself", c.Unpacker)
+		c.Unpacker = ""
+		return []string{note}
+	}
 	processors, _ := content[processorPath[0]].(map[string]any)
 	for _, name := range slices.Sorted(maps.Keys(processors)) {
 		p, _ := processors[name].(map[string]any)

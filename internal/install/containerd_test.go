@@ -295,6 +295,11 @@ func TestOtherUnpacker(t *testing.T) {
 	if got := string(read(t, c.Config)); got != text {
 		t.Errorf("after uninstall:\n%s", unified("original", "now", text, got))
 	}
+	c = world(t, []byte("version = 2\n"), "1.7.0")
+	c.Unpacker = "/home/a \"b\"/skimmer"
+	if change := do(t, c.Install); len(change.Notes) != 1 || strings.Contains(string(read(t, c.Config)), "stream_processors") {
+		t.Errorf("a path with quotes: notes %q, and it is\n%s", change.Notes, read(t, c.Config))
+	}
 	c = world(t, []byte(strings.Replace(text, "+gzip", "", 1)), "1.7.0")
 	if change := do(t, c.Install); len(change.Notes) != 0 || !strings.Contains(string(read(t, c.Config)), "stream_processors.skimmer") {
 		t.Errorf("beside others: notes %q, and it is\n%s", change.Notes, read(t, c.Config))
