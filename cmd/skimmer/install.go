@@ -88,9 +88,9 @@ through the peer's mirror too, and from the registry itself where no peer runs:
 a hosts.toml says so.
 
 containerd is told to have this program decompress the layers that it unpacks,
-where it lies now: that is faster than containerd's own way. Once the program is
-moved, run this again; without it no layer can be unpacked, and "skimmer doctor"
-says so. --unpack=false leaves it to containerd.
+where it lies now: that is faster than containerd's own way. Where the program is
+gone, gzip does it, and "skimmer doctor" says so; run this again once it is moved.
+--unpack=false leaves decompressing to containerd.
 
 containerd 1.6, 1.7 and 2 are supported, with configuration versions 2 to 4.`,
 		Example: `  skimmer install containerd --dry-run

@@ -23,6 +23,23 @@ func library(t *testing.T, size int, needed ...string) []byte {
 	return image.ELFLibrary{Size: size, Needed: needed}.Build(t)
 }
 
+// prepare prepares the lowest layer of the image, whose configuration is at hand.
+func (w *world) prepare(t *testing.T, l *image.Library, name image.Name, configured digest.Digest, config []byte) {
+	t.Helper()
+	_, err := l.PrepareLayer(t.Context(), image.LayerRequest{
+		Name: name, Layer: w.layersOf(t, "v1")[0],
+		Content: func(_ context.Context, d digest.Digest) ([]byte, error) {
+			if d == configured {
+				return config, nil
+			}
+			return nil, blob.Errorf(blob.NotFound, "%v is not here", d)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestFetchAheadOfCommand has the library fetch what a command reads that is a front
 // of a large library: in a request for each generation of files, and one for what the
 // library's initializer calls.
@@ -50,18 +67,7 @@ func TestFetchAheadOfCommand(t *testing.T) {
 	name := w.push(t, "v1", func(m *ocispec.Manifest) { m.Config.Digest = configured }, layer)
 
 	l := open(t, w, t.TempDir(), nil)
-	_, err = l.PrepareLayer(t.Context(), image.LayerRequest{
-		Name: name, Layer: w.layersOf(t, "v1")[0],
-		Content: func(_ context.Context, d digest.Digest) ([]byte, error) {
-			if d == configured {
-				return config, nil
-			}
-			return nil, blob.Errorf(blob.NotFound, "%v is not here", d)
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.prepare(t, l, name, configured, config)
 	const generations = 4 // the program and its library, what that needs, what that needs; what is called
 	testkit.Eventually(t, time.Minute, "it was fetched ahead", func() error {
 		if n := count(l.Traces()[0], trace.Prefetch); n < generations {

@@ -2,7 +2,6 @@ package image_test
 
 import (
 	"archive/tar"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"skimmer/internal/blob"
 	"skimmer/internal/image"
 	"skimmer/internal/testkit"
 )
@@ -101,18 +99,7 @@ func TestFollowCommand(t *testing.T) {
 func (w *world) prepareAndWait(t *testing.T, name image.Name, configured digest.Digest, config []byte, wanted int64) {
 	t.Helper()
 	l := open(t, w, t.TempDir(), nil)
-	_, err := l.PrepareLayer(t.Context(), image.LayerRequest{
-		Name: name, Layer: w.layersOf(t, "v1")[0],
-		Content: func(_ context.Context, d digest.Digest) ([]byte, error) {
-			if d == configured {
-				return config, nil
-			}
-			return nil, blob.Errorf(blob.NotFound, "%v is not here", d)
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.prepare(t, l, name, configured, config)
 	testkit.Eventually(t, time.Minute, "it was fetched ahead", func() error {
 		if got := l.Stats().Inflated; got < wanted {
 			return fmt.Errorf("%d bytes were fetched, want %d", got, wanted)

@@ -71,8 +71,10 @@ var (
 	unpackedTypes = []any{"application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"}
 )
 
-// unpackCommand is the command of skimmer that decompresses.
-const unpackCommand = "unpack-stream"
+// unpackScript runs the program that it is called as, which decompresses; where that is not
+// there any more, gzip, so that containerd unpacks whatever becomes of us. It has no
+// quotes, which a configuration may use for its own.
+const unpackScript = "set -f; IFS=; [ -x $0 ] && exec $0 unpack-stream; exec gzip -cdf"
 
 // settings lists what containerd needs. full adds what only containerd 2
 // takes.
@@ -96,8 +98,8 @@ func (c *Containerd) settings(version int64, full bool) []setting {
 		all = append(all,
 			setting{at(processorPath, "accepts"), unpackedTypes},
 			setting{at(processorPath, "returns"), "application/vnd.oci.image.layer.v1.tar"},
-			setting{at(processorPath, "path"), c.Unpacker},
-			setting{at(processorPath, "args"), []any{unpackCommand}})
+			setting{at(processorPath, "path"), "/bin/sh"},
+			setting{at(processorPath, "args"), []any{"-c", unpackScript, c.Unpacker}})
 	}
 	if full {
 		all = append(all,

@@ -2,6 +2,7 @@ package install
 
 import (
 	"bytes"
+	"compress/gzip"
 	"flag"
 	"os"
 	"os/exec"
@@ -161,7 +162,7 @@ func checkInstalled(t *testing.T, text []byte, name string) {
 		t.Errorf("%s: CRI has %+v", name, got)
 	}
 	if u := cfg.Processors["skimmer"]; len(u.Accepts) != 2 || !strings.HasSuffix(u.Returns, ".layer.v1.tar") ||
-		u.Path != "/usr/local/bin/skimmer" || !slices.Equal(u.Args, []string{"unpack-stream"}) {
+		u.Path != "/bin/sh" || !slices.Equal(u.Args, []string{"-c", unpackScript, "/usr/local/bin/skimmer"}) {
 		t.Errorf("%s: stream processor %+v", name, u)
 	}
 	p := cfg.Proxy["stargz"]
@@ -306,6 +307,37 @@ func TestOtherUnpacker(t *testing.T) {
 	}
 }
 
+// What containerd runs is our program, at whatever path; where that is gone, gzip.
+func TestUnpackScript(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "a  b*", "skimmer")
+	if err := os.Mkdir(filepath.Dir(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write([]byte("layer")); err != nil || w.Close() != nil {
+		t.Fatal(err)
+	}
+	run := func() string {
+		cmd := exec.Command("/bin/sh", "-c", unpackScript, program)
+		cmd.Stdin = bytes.NewReader(packed.Bytes())
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	if got := run(); got != "layer" {
+		t.Errorf("without the program it makes %q of the layer", got)
+	}
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho ours $*\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(); got != "ours unpack-stream\n" {
+		t.Errorf("with the program it makes %q of the layer", got)
+	}
+}
+
 func TestTwoNames(t *testing.T) {
 	original := read(t, "testdata/config/v2-comments.toml")
 	a := world(t, original, "1.7.0")
@@ -402,7 +434,7 @@ func TestContainerdReads(t *testing.T) {
 			dump = bytes.ReplaceAll(dump, []byte("'"), []byte(`"`))
 			for _, want := range []string{
 				"disable_snapshot_annotations = false", "[proxy_plugins.skimmer]", `snapshotter = "skimmer"`,
-				`address = "/run/skimmer/snapshotter.sock"`, "[stream_processors.skimmer]", `path = "/usr/local/bin/skimmer"`,
+				`address = "/run/skimmer/snapshotter.sock"`, "[stream_processors.skimmer]", `path = "/bin/sh"`,
 			} {
 				if !bytes.Contains(dump, []byte(want)) {
 					t.Errorf("%s does not say %s", binary, want)

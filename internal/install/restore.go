@@ -163,9 +163,13 @@ func (c *Containerd) restore(text, backup []byte) ([]byte, []string, error) {
 
 // unpackerOf returns the skimmer that decompresses layers for containerd.
 func unpackerOf(content map[string]any) string {
-	program, _ := lookup(content, slices.Concat(processorPath, []string{"path"}))
-	path, _ := program.(string)
-	return path
+	v, _ := lookup(content, slices.Concat(processorPath, []string{"args"}))
+	args, _ := v.([]any)
+	if len(args) != 3 {
+		return ""
+	}
+	program, _ := args[2].(string)
+	return program
 }
 
 // formerLiteral is how the backup wrote a value.

@@ -38,7 +38,7 @@ func opcodesOf(magic uint16) (opcodes, bool) {
 // the comparison, or what makes it a truth value, lies between.
 const guardReach = 3
 
-// imports reads the imports of a code object, each as a scope of its own. What only
+// read reads the imports of a code object, each as a scope of its own. What only
 // runs for type checkers, or when the file is the program, is left out.
 func (ops opcodes) read(code []byte, constants, names tuple) []Scope {
 	var found []Scope

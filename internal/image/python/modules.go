@@ -5,6 +5,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -12,6 +13,7 @@ import (
 // Paths are absolute. It is not safe for concurrent use.
 type Modules struct {
 	version string // "3.11"
+	minor   int    // 11
 	tag     string // "cpython-311"
 	files   map[string]module
 	folders map[string]bool // that have modules in them, at any depth
@@ -70,6 +72,8 @@ func NewModules(version string, files iter.Seq[string]) *Modules {
 		files:   make(map[string]module),
 		folders: make(map[string]bool),
 	}
+	_, minor, _ := strings.Cut(version, ".")
+	m.minor, _ = strconv.Atoi(minor)
 	for file := range files {
 		m.file(file)
 	}
@@ -124,7 +128,7 @@ func (m *Modules) Interpreter(file string) []string {
 	for _, name := range []string{"encodings", "encodings.aliases", "encodings.utf_8"} {
 		first = append(first, m.Named(name)...)
 	}
-	if strings.HasPrefix(m.version, "3.") && len(m.version) == len("3.x") || m.version == "3.10" {
+	if m.minor < firstFrozen {
 		for _, name := range withInterpreter {
 			first = append(first, m.Named(name)...)
 		}
@@ -137,8 +141,10 @@ func (m *Modules) Interpreter(file string) []string {
 	return append(first, m.Named("sitecustomize")...)
 }
 
-// withInterpreter are modules that are in the interpreter since 3.11 (Python/frozen.c
-// of CPython); before, they are read when it starts.
+// firstFrozen is the minor version of Python 3 since which the modules withInterpreter are
+// in the interpreter (Python/frozen.c of CPython); before, they are read when it starts.
+const firstFrozen = 11
+
 var withInterpreter = []string{
 	"codecs", "io", "abc", "site", "os", "stat", "posixpath", "genericpath", "_collections_abc", "_sitebuiltins", "_bootlocale",
 }
@@ -147,7 +153,7 @@ var withInterpreter = []string{
 var inInterpreter = map[string]bool{"importlib._bootstrap": true, "importlib._bootstrap_external": true, "zipimport": true, "ntpath": true}
 
 func (m *Modules) frozen(name string) bool {
-	return inInterpreter[name] || m.version != "3.10" && len(m.version) > len("3.x") && slices.Contains(withInterpreter, name)
+	return inInterpreter[name] || m.minor >= firstFrozen && slices.Contains(withInterpreter, name)
 }
 
 // Library has modules searched in the standard library in that folder, and where
