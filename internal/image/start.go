@@ -254,7 +254,8 @@ func (s *starter) note(err error) {
 
 // command fetches the program, its loader and its libraries, a generation at
 // a time. What the loader will read of one generation is fetched with the next.
-// What is large and fetched whole waits until what is fetched in parts has come.
+// What is large and fetched whole waits until what is fetched in parts has come. begun is
+// called, if there is any, once what the program is loaded with is on its way.
 func (s *starter) command(ctx context.Context, cmd command, begun func()) {
 	next := s.first(cmd)
 	loaded := make(spans)
