@@ -35,7 +35,9 @@ usual; lazy ones start containers of it before it has arrived.
 
 Every platform of a multi-platform image is converted unless --platform chooses;
 attestations go along as they are. The result is reproducible: the same image
-and flags give the same digests, so converting again sends nothing.
+and flags give the same digests, so converting again sends nothing. The
+manifest brings the configuration with it (the field "data" of OCI descriptors),
+which saves a node's mirror a request.
 
 SRC is any image, DST one in a registry, a layout (oci:DIR[:TAG]) or an
 archive (oci-archive:FILE[:TAG]). Without a TAG, layouts and archives take over

@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"skimmer/internal/blob"
+	"skimmer/internal/blob/blobtest"
 	"skimmer/internal/image"
 	"skimmer/internal/image/trace"
 	"skimmer/internal/testkit"
@@ -93,5 +96,70 @@ func TestFetchAheadOfCommand(t *testing.T) {
 	const known = large/5 + large/8 + 512<<10
 	if least, most := int64(known), int64(known+768<<10); fetched < least || fetched > most {
 		t.Errorf("%d bytes were fetched, want %d to %d", fetched, least, most)
+	}
+}
+
+// holding is a Source of which one blob's second half does not come until the first of
+// another is asked for; the tables of contents at their ends do.
+type holding struct {
+	blob.Source
+	held  digest.Digest
+	other chan struct{} // closed when another is asked for
+	once  sync.Once
+}
+
+func (h *holding) Open(ctx context.Context, ref blob.Ref) (blob.Blob, error) {
+	b, err := h.Source.Open(ctx, ref)
+	return &heldBlob{b, h, ref.Digest == h.held}, err
+}
+
+type heldBlob struct {
+	blob.Blob
+	h    *holding
+	held bool
+}
+
+func (b *heldBlob) ReadRange(ctx context.Context, r blob.Range) (io.ReadCloser, error) {
+	switch half := b.Size() / 2; {
+	case !b.held && r.Off < half:
+		b.h.once.Do(func() { close(b.h.other) })
+	case b.held && r.Off >= half && r.Off < half/4*7:
+		select {
+		case <-b.h.other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return b.Blob.ReadRange(ctx, r)
+}
+
+// TestLibrariesDoNotWaitForTheProgramsEnd has the libraries of a program fetched, and
+// what comes with them, while its end, where the headers say that it needs them, is on
+// its way.
+func TestLibrariesDoNotWaitForTheProgramsEnd(t *testing.T) {
+	testkit.NeedMount(t)
+	w := newWorld()
+	const size = 3 << 20
+	program := image.ELFLibrary{Size: size, Needed: []string{"libdep.so.1"}, Dynamic: size - 8192}.Build(t)
+	copy(program[64<<10:size-64<<10], blobtest.Bytes(1, size-128<<10)) // that compresses to nothing
+	w.bodies = map[string][]byte{"bin/tool": program, "lib/libdep.so.1": append(library(t, 8192), blobtest.Bytes(2, size)...)}
+	config, err := json.Marshal(ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"/bin/tool"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	configured := digest.FromBytes(config)
+	name := w.push(t, "v1", func(m *ocispec.Manifest) { m.Config.Digest = configured },
+		[]*tar.Header{dir("bin"), file("bin/tool", size)}, []*tar.Header{dir("lib"), file("lib/libdep.so.1", size+8192)})
+	h := &holding{Source: w, held: w.layersOf(t, "v1")[0], other: make(chan struct{})}
+	l := open(t, w, t.TempDir(), func(c *image.Config) { c.Source = h })
+	w.prepare(t, l, name, configured, config)
+	select {
+	case <-h.other:
+	case <-time.After(time.Minute):
+		t.Error("the library is not asked for before all of the program is here")
+		h.once.Do(func() { close(h.other) })
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
 	}
 }

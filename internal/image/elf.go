@@ -1,9 +1,11 @@
 package image
 
 import (
+	"bytes"
 	"debug/elf"
 	"encoding/binary"
 	"io"
+	"slices"
 	"strings"
 
 	"skimmer/internal/layerdev"
@@ -28,6 +30,8 @@ const (
 	maxDynamic        = 64 << 10
 	maxNeeded         = 256
 	maxELFString      = 4096
+	maxLibraryName    = 128
+	mentionedBlock    = 64 << 10 // how much is looked through at a time for names
 )
 
 // elfFile is a program or a library whose program headers have been read: section
@@ -55,6 +59,55 @@ func openELF(r io.ReaderAt) elfFile {
 	return f
 }
 
+// loader returns the path of what loads the program; empty where it names none.
+func (f elfFile) loader() string {
+	for _, p := range f.progs {
+		if elf.ProgType(p.Type) == elf.PT_INTERP {
+			return cstring(f.r, p.Off, min(p.Filesz, maxELFString))
+		}
+	}
+	return ""
+}
+
+// mentioned returns the first names of libraries that stand together in the file: near
+// the front, linkers put those that it needs. Whether it is these, only the dynamic
+// section says, near the end.
+func (f elfFile) mentioned() (names []string) {
+	if f.progs == nil {
+		return nil // no such file
+	}
+	var block []byte
+	for off := int64(0); len(names) < maxNeeded; off += mentionedBlock {
+		// What the block before ends with may be the beginning of a name.
+		kept := copy(block, block[max(0, len(block)-maxLibraryName):])
+		block = append(block[:kept], make([]byte, mentionedBlock)...)
+		n, err := f.r.ReadAt(block[kept:], off)
+		block = block[:kept+n]
+		before := len(names)
+		for rest := block; ; {
+			_, after, ok := bytes.Cut(rest, []byte("\x00lib"))
+			end := bytes.IndexByte(after, 0)
+			if !ok || end < 0 {
+				break
+			}
+			if name := "lib" + string(after[:end]); isLibrary(name) && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+			rest = after[end:]
+		}
+		if err != nil || before > 0 && len(names) == before {
+			break
+		}
+	}
+	return names
+}
+
+// isLibrary reports whether a name looks like that of a library.
+func isLibrary(name string) bool {
+	base, version, ok := strings.Cut(name, ".so")
+	return ok && len(name) <= maxLibraryName && !strings.Contains(base, "/") && strings.Trim(version, ".0123456789") == ""
+}
+
 // dynamic returns the entries of the dynamic section, as far as they can be read.
 func (f elfFile) dynamic() []elf.Dyn64 {
 	for _, p := range f.progs {
@@ -75,15 +128,11 @@ func readELF(r io.ReaderAt) elfNeeds {
 	var n elfNeeds
 	f := openELF(r)
 	for _, p := range f.progs {
-		switch elf.ProgType(p.Type) {
-		case elf.PT_INTERP:
-			n.loader = cstring(r, p.Off, min(p.Filesz, maxELFString))
-		case elf.PT_LOAD:
-			if elf.ProgFlag(p.Flags)&elf.PF_W != 0 && p.Off < 1<<62 && p.Filesz < 1<<62 {
-				n.loaded = append(n.loaded, layerdev.Span{Off: int64(p.Off), End: int64(p.Off + p.Filesz)})
-			}
+		if elf.ProgType(p.Type) == elf.PT_LOAD && elf.ProgFlag(p.Flags)&elf.PF_W != 0 && p.Off < 1<<62 && p.Filesz < 1<<62 {
+			n.loaded = append(n.loaded, layerdev.Span{Off: int64(p.Off), End: int64(p.Off + p.Filesz)})
 		}
 	}
+	n.loader = f.loader()
 	n.constants = constants(f.progs, unwindTables(f.progs))
 	if entries := f.dynamic(); len(entries) > 0 {
 		n.dynamic(f, entries)

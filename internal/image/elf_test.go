@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"skimmer/internal/layerdev"
@@ -96,6 +97,48 @@ func TestUsedOfELF(t *testing.T) {
 	}
 }
 
+// The libraries that a program needs are named together near its front; what looks like
+// a library's name elsewhere is not looked for.
+func TestMentioned(t *testing.T) {
+	const size = 1 << 20
+	plain := ELFLibrary{Size: size, Needed: []string{"libm.so.6", "libz.so.1", "libstdc++.so.6", "libm.so.6", "libx/y.so", "libtool", "libq.so.conf", "other.so"}}.Build(t)
+	long := bytes.Repeat([]byte("x"), maxLibraryName)
+	across := slices.Clone(ELFLibrary{Size: size}.Build(t))
+	copy(across[mentionedBlock-6:], "\x00liba.so.1\x00libb.so\x00lib"+string(long)+".so\x00")
+	late := slices.Clone(ELFLibrary{Size: size}.Build(t))
+	copy(late[10*mentionedBlock:], "\x00liblate.so.1\x00")
+	copy(late[14*mentionedBlock:], "\x00libelse.so.1\x00")
+	for name, c := range map[string]struct {
+		data []byte
+		want []string
+	}{
+		"usual":             {plain, []string{"libm.so.6", "libz.so.1", "libstdc++.so.6"}},
+		"on a border":       {across, []string{"liba.so.1", "libb.so"}},
+		"far behind":        {late, []string{"liblate.so.1"}},
+		"not a program":     {plain[64:], nil},
+		"none":              {ELFLibrary{Size: size}.Build(t), nil},
+		"cut within a name": {plain[:elfStrings+5], nil},
+	} {
+		if got := openELF(bytes.NewReader(c.data)).mentioned(); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+	for _, path := range []string{"/bin/ls", "/usr/bin/perl", "/bin/bash"} {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		want := readELF(f).needed
+		for _, name := range openELF(f).mentioned() {
+			want = slices.DeleteFunc(want, func(w string) bool { return w == name })
+		}
+		if len(want) > 0 {
+			t.Errorf("%s needs %q, too", path, want)
+		}
+	}
+}
+
 func FuzzReadELF(f *testing.F) {
 	for _, path := range []string{"/bin/ls", "/bin/true"} {
 		if data, err := os.ReadFile(path); err == nil {
@@ -107,6 +150,11 @@ func FuzzReadELF(f *testing.F) {
 		n := readELF(bytes.NewReader(data))
 		if len(n.needed) > maxNeeded || len(n.loader) > maxELFString {
 			t.Errorf("%d libraries, a loader of %d bytes", len(n.needed), len(n.loader))
+		}
+		for _, name := range openELF(bytes.NewReader(data)).mentioned() {
+			if len(name) > maxLibraryName || strings.ContainsAny(name, "/\x00") {
+				t.Errorf("a library %q", name)
+			}
 		}
 		for _, sp := range usedOfELF(bytes.NewReader(data)) {
 			if sp.Off < 0 || sp.End < sp.Off {

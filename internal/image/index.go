@@ -20,14 +20,18 @@ import (
 // contents, done once for all who want a part of it.
 type indexing struct {
 	// Constant.
-	key      string
-	manifest digest.Digest
-	rec      *recording
-	parsed   chan struct{} // closed when what follows is known
+	key         string
+	manifest    digest.Digest
+	anticipated bool // it began before anybody asked for it
+	rec         *recording
+	parsed      chan struct{} // closed when what follows is known
 
 	// Constant once parsed is closed.
 	err    error
 	layers []*indexedLayer // bottom first
+
+	// unclaimed says that nobody has asked for it yet. Library.mu guards it.
+	unclaimed bool
 }
 
 // indexedLayer is one layer of an indexing.
@@ -65,12 +69,21 @@ const (
 func (l *Library) indexing(ctx context.Context, name Name, called string, nearby Content) *indexing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	repository, d := name.Repository, name.Digest
-	key := indexingKey(repository, d)
-	if ix := l.indexings[key]; ix != nil {
+	if ix := l.indexings[indexingKey(name.Repository, name.Digest)]; ix != nil {
+		if ix.unclaimed {
+			ix.unclaimed = false
+			ix.rec.name(called)
+		}
 		return ix
 	}
-	ix := &indexing{key: key, manifest: d, parsed: make(chan struct{})}
+	return l.beginIndexing(ctx, name, called, nearby, false)
+}
+
+// beginIndexing is indexing of what is not indexed. l.mu is held.
+func (l *Library) beginIndexing(ctx context.Context, name Name, called string, nearby Content, anticipated bool) *indexing {
+	repository, d := name.Repository, name.Digest
+	key := indexingKey(repository, d)
+	ix := &indexing{key: key, manifest: d, anticipated: anticipated, unclaimed: anticipated, parsed: make(chan struct{})}
 	if l.ctx.Err() != nil {
 		ix.err = blob.Errorf(blob.Unavailable, "the node is stopping")
 		close(ix.parsed)
@@ -93,11 +106,7 @@ func indexingKey(repository string, manifest digest.Digest) string {
 }
 
 func (l *Library) index(ctx context.Context, ix *indexing, repository string, nearby Content) {
-	ahead := l.takeAnticipated(ix.key)
-	planned := ahead.found
-	if planned == nil {
-		planned = l.findProfile(ctx, ix.rec, repository)
-	}
+	planned := l.findProfile(ctx, ix.rec, repository)
 	mctx, over := ix.rec.timed(ctx, trace.Manifest, "")
 	data, err := l.manifestBytes(mctx, repository, ix.manifest, nearby)
 	over(int64(len(data)), err)
@@ -121,7 +130,7 @@ func (l *Library) index(ctx context.Context, ix *indexing, repository string, ne
 		l.work.Go(func() {
 			defer func() { <-slots }()
 			tctx, over := ix.rec.timed(ctx, trace.Index, il.promise.Digest)
-			il.layer, il.err = l.indexLayer(tctx, repository, il.promise, ahead)
+			il.layer, il.err = l.indexLayer(tctx, repository, il.promise)
 			over(0, il.err)
 			close(il.done)
 		})
@@ -161,6 +170,17 @@ func (l *Library) settleIndexing(ctx context.Context, ix *indexing, repository s
 	time.AfterFunc(indexedFor, func() { l.forgetIndexing(ix) })
 }
 
+// again reports whether what an indexing failed with is to be tried once more: of one
+// that began before anybody asked for it, it may be for want of a credential that who
+// asks has.
+func (l *Library) again(ctx context.Context, ix *indexing, err error) bool {
+	if err == nil || ctx.Err() != nil || !ix.anticipated || blob.KindOf(err) == blob.Invalid {
+		return false
+	}
+	l.forgetIndexing(ix)
+	return true
+}
+
 // forgetIndexing makes the next who wants it begin anew.
 func (l *Library) forgetIndexing(ix *indexing) {
 	l.mu.Lock()
@@ -179,15 +199,12 @@ func (l *Library) forgetIndexing(ix *indexing) {
 }
 
 // indexLayer reads a layer's table of contents and makes the layer known.
-func (l *Library) indexLayer(ctx context.Context, repository string, promise manifestLayer, ahead *anticipation) (Layer, error) {
+func (l *Library) indexLayer(ctx context.Context, repository string, promise manifestLayer) (Layer, error) {
 	layer := Layer{Digest: promise.Digest, MediaType: promise.MediaType, Size: promise.Size}
 	ref := promise.ref(repository)
-	toc := ahead.table(ctx, promise)
-	if toc == nil {
-		var err error
-		if toc, err = l.readTOC(ctx, ref, promise.TOC, promise.Read); err != nil {
-			return layer, err
-		}
+	toc, err := l.readTOC(ctx, ref, promise.TOC, promise.Read)
+	if err != nil {
+		return layer, err
 	}
 	layer.TOCDigest, layer.DataSize = toc.Digest, toc.Index.DataSize
 	id := layerID(layer.Digest, layer.TOCDigest)

@@ -140,7 +140,6 @@ type Library struct {
 	indexings map[string]*indexing     // by repository@digest, recent ones
 	tags      map[string]*indexing     // by name, of requests that named no manifest
 	tocs      map[string]*estargz.TOC  // by layerID, recent ones
-	ahead     map[string]*anticipation // by indexingKey, before their images are indexed
 	stacks    map[string]*stack        // by stackID
 	layers    map[string]*lazyLayer    // by layerID, which is also the name on the device
 	nodes     map[uint64]*lazyLayer
@@ -187,7 +186,6 @@ func Open(cfg Config) (*Library, error) {
 		indexings: make(map[string]*indexing),
 		tags:      make(map[string]*indexing),
 		tocs:      make(map[string]*estargz.TOC),
-		ahead:     make(map[string]*anticipation),
 		stacks:    make(map[string]*stack),
 		layers:    make(map[string]*lazyLayer),
 		nodes:     make(map[uint64]*lazyLayer),

@@ -11,6 +11,8 @@ import (
 type ELFLibrary struct {
 	Size   int
 	Needed []string
+	// Dynamic is where the dynamic section lies, 0 for behind the headers.
+	Dynamic int
 
 	// Initializer is where code lies that the loader calls, 0 for none. It calls Direct
 	// by their addresses, and ByTable and one function of another library by its
@@ -53,6 +55,7 @@ func (l ELFLibrary) Build(t *testing.T) []byte {
 	}
 	dynamic = append(dynamic, elf.Dyn64{})
 	constants, data := uint64(l.Size/8*6), uint64(l.Size/8*7)
+	section := max(elfHeaders, l.Dynamic)
 	h := elf.Header64{Machine: uint16(elf.EM_X86_64), Phoff: 64, Phentsize: 56, Phnum: 4}
 	copy(h.Ident[:], elf.ELFMAG)
 	h.Ident[elf.EI_CLASS], h.Ident[elf.EI_DATA] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB)
@@ -61,9 +64,9 @@ func (l ELFLibrary) Build(t *testing.T) []byte {
 		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Filesz: constants},
 		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R), Off: constants, Vaddr: constants, Filesz: data - constants},
 		{Type: uint32(elf.PT_GNU_EH_FRAME), Off: data - 100, Filesz: 100},
-		{Type: uint32(elf.PT_DYNAMIC), Off: elfHeaders, Filesz: uint64(16 * len(dynamic))},
+		{Type: uint32(elf.PT_DYNAMIC), Off: uint64(section), Filesz: uint64(16 * len(dynamic))},
 	})
-	put(elfHeaders, dynamic)
+	put(section, dynamic)
 	copy(p[elfStrings:], names)
 	return p
 }

@@ -52,33 +52,23 @@ func (l *Library) Prepare(ctx context.Context, name Name) (*Image, Timing, error
 }
 
 func (l *Library) prepare(ctx context.Context, name Name, d digest.Digest, data []byte, t *Timing) (*Image, error) {
-	start := time.Now()
-	repository, called := name.Repository, name.String()
-	ix := l.indexing(ctx, Name{Repository: repository, Digest: d}, called, given(d, data, nil))
-	if err := wait(ctx, ix.parsed); err != nil {
-		return nil, err
-	}
-	if ix.err != nil {
-		return nil, ix.err
-	}
-	if data == nil {
-		t.Manifest = time.Since(start)
-	}
-	start = time.Now()
-	im := &Image{Manifest: d, Repository: repository}
-	for i, il := range ix.layers {
-		if err := wait(ctx, il.done); err != nil {
+	im := &Image{Manifest: d, Repository: name.Repository}
+	for {
+		ix := l.indexing(ctx, Name{Repository: name.Repository, Digest: d}, name.String(), given(d, data, nil))
+		var err error
+		if im.Layers, err = ix.all(ctx, t); err == nil {
+			break
+		}
+		if !l.again(ctx, ix, err) {
 			return nil, err
 		}
-		if il.err != nil {
-			return nil, fmt.Errorf("index layer %d of %d, %v: %w", i+1, len(ix.layers), il.promise.Digest, il.err)
-		}
-		im.Layers = append(im.Layers, il.layer)
 	}
-	t.Index = time.Since(start)
+	if data != nil {
+		t.Manifest = 0
+	}
 
-	start = time.Now()
-	s := l.stack(im.Layers, repository, false)
+	start := time.Now()
+	s := l.stack(im.Layers, name.Repository, false)
 	if err := s.build(ctx); err != nil {
 		return nil, err
 	}
@@ -89,6 +79,31 @@ func (l *Library) prepare(ctx context.Context, name Name, d digest.Digest, data 
 	}
 	l.adopt(im)
 	return im, nil
+}
+
+// all returns the layers, bottom first, once the whole image is indexed.
+func (ix *indexing) all(ctx context.Context, t *Timing) ([]Layer, error) {
+	start := time.Now()
+	if err := wait(ctx, ix.parsed); err != nil {
+		return nil, err
+	}
+	if ix.err != nil {
+		return nil, ix.err
+	}
+	t.Manifest = time.Since(start)
+	start = time.Now()
+	defer func() { t.Index = time.Since(start) }()
+	layers := make([]Layer, 0, len(ix.layers))
+	for i, il := range ix.layers {
+		if err := wait(ctx, il.done); err != nil {
+			return nil, err
+		}
+		if il.err != nil {
+			return nil, fmt.Errorf("index layer %d of %d, %v: %w", i+1, len(ix.layers), il.promise.Digest, il.err)
+		}
+		layers = append(layers, il.layer)
+	}
+	return layers, nil
 }
 
 // wait returns when done is closed, or with ctx's error before.
@@ -222,34 +237,44 @@ func (l *Library) prepareLayer(ctx context.Context, req LayerRequest) (Pulled, e
 			return Pulled{}, err
 		}
 	}
-	ix := l.indexing(ctx, Name{Repository: req.Name.Repository, Digest: d}, req.Called, read)
-	if err := wait(ctx, ix.parsed); err != nil {
+	ix, layer, err := l.indexedLayer(ctx, req, d, read)
+	if l.again(ctx, ix, err) {
+		ix, layer, err = l.indexedLayer(ctx, req, d, read)
+	}
+	if err != nil {
 		return Pulled{}, err
-	}
-	if ix.err != nil {
-		return Pulled{}, ix.err
-	}
-	i := slices.IndexFunc(ix.layers, func(il *indexedLayer) bool { return il.promise.Digest == req.Layer })
-	if i < 0 {
-		return Pulled{}, blob.Errorf(blob.Invalid, "manifest %v does not list it", d)
-	}
-	il := ix.layers[i]
-	if err := wait(ctx, il.done); err != nil {
-		return Pulled{}, err
-	}
-	if il.err != nil {
-		return Pulled{}, il.err
 	}
 	if l.noRanges(req.Name.Repository) {
 		return Pulled{}, errNoRanges
 	}
-	p := Pulled{Layer: il.layer, Repository: req.Name.Repository}
+	p := Pulled{Layer: layer, Repository: req.Name.Repository}
 	if !l.expect(p) {
 		// It was indexed, and dropped again as nobody wanted it.
 		l.forgetIndexing(ix)
 		return Pulled{}, blob.Errorf(blob.Busy, "it is being removed")
 	}
 	return p, nil
+}
+
+// indexedLayer returns the layer that is asked for once it is indexed, and the
+// indexing of its image, which is that of the manifest d.
+func (l *Library) indexedLayer(ctx context.Context, req LayerRequest, d digest.Digest, read Content) (*indexing, Layer, error) {
+	ix := l.indexing(ctx, Name{Repository: req.Name.Repository, Digest: d}, req.Called, read)
+	if err := wait(ctx, ix.parsed); err != nil {
+		return ix, Layer{}, err
+	}
+	if ix.err != nil {
+		return ix, Layer{}, ix.err
+	}
+	i := slices.IndexFunc(ix.layers, func(il *indexedLayer) bool { return il.promise.Digest == req.Layer })
+	if i < 0 {
+		return ix, Layer{}, blob.Errorf(blob.Invalid, "manifest %v does not list it", d)
+	}
+	il := ix.layers[i]
+	if err := wait(ctx, il.done); err != nil {
+		return ix, Layer{}, err
+	}
+	return ix, il.layer, il.err
 }
 
 // manifestOf returns the digest of the manifest a tag stands for, and where to

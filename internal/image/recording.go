@@ -76,7 +76,7 @@ type watcher struct {
 
 // record begins to record a start. l.mu is held.
 func (l *Library) record(repository, called string, manifest digest.Digest) *recording {
-	if called == "" {
+	if called == "" { // nobody has asked for it yet
 		called = repository + "@" + manifest.String()
 	}
 	r := &recording{lib: l, manifest: manifest, began: time.Now(), given: make(chan struct{}), ended: make(chan struct{})}
@@ -84,6 +84,13 @@ func (l *Library) record(repository, called string, manifest digest.Digest) *rec
 	l.keepTrace(r)
 	l.work.Go(r.run)
 	return r
+}
+
+// name notes how the user calls the image.
+func (r *recording) name(called string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.trace.Image = called
 }
 
 // keepTrace enters a recording under its manifest. l.mu is held.
@@ -371,14 +378,14 @@ func (r *recording) finish(good bool) {
 		r.trace.Settled = r.latest.Sub(r.began)
 	}
 	learned := r.learned()
-	plan, wanted, used, read := r.plan, r.trace.Wanted, r.trace.Used, r.trace.Read
+	image, plan, wanted, used, read := r.trace.Image, r.plan, r.trace.Wanted, r.trace.Used, r.trace.Read
 	// Nothing of the layers is needed any more.
 	r.layers, r.reads = nil, nil
 	r.mu.Unlock()
 	if !good || learned == nil {
 		return
 	}
-	l.log.Info("image has started", "image", r.trace.Image, "manifest", r.manifest, "settled", r.trace.Settled,
+	l.log.Info("image has started", "image", image, "manifest", r.manifest, "settled", r.trace.Settled,
 		"read", read, "profile", r.trace.Profile, "wanted", wanted, "used", used)
 	l.learn(learned, plan, wanted, used, read)
 	if l.cfg.OnStarted != nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"skimmer/internal/blob"
@@ -89,7 +90,10 @@ func startOf(ctx context.Context, manifest []byte, nearby Content) command {
 	if json.Unmarshal(manifest, &m) != nil || m.Config.Digest.Validate() != nil {
 		return command{}
 	}
-	data, err := nearby.checked(ctx, m.Config.Digest)
+	data, err := m.Config.Data, error(nil) // OCI image-spec, "Descriptor": embedded content
+	if digest.FromBytes(data) != m.Config.Digest {
+		data, err = nearby.checked(ctx, m.Config.Digest)
+	}
 	var c ocispec.Image
 	if err != nil || json.Unmarshal(data, &c) != nil {
 		return command{}
@@ -277,6 +281,9 @@ func (s *starter) command(ctx context.Context, cmd command, begun func()) {
 		s.beginCode(ctx, large)
 		loaded, large = make(spans), nil
 		var later []program
+		if generation == 0 {
+			later = s.glance(ctx, next, cmd)
+		}
 		for _, p := range next {
 			if !p.wholly() {
 				later = s.needs(ctx, later, p, loaded)
@@ -553,6 +560,34 @@ func (s *starter) needs(ctx context.Context, list []program, f program, loaded s
 		list = s.addLibrary(list, lib, folders)
 	}
 	return list
+}
+
+// glance begins to fetch what programs name that are on their way, as far as their
+// fronts tell, and what is read whatever a program is, and returns that: what the
+// programs need for certain is known when their ends have come. Of those that are not
+// fetched whole there is little to wait for.
+func (s *starter) glance(ctx context.Context, programs []program, cmd command) []program {
+	var next []program
+	for _, p := range programs {
+		open, err := s.open(s.layers[p.layer])
+		if err != nil || !p.small() {
+			continue
+		}
+		if p.entry.Size <= maxFrontBytes {
+			next = s.needs(ctx, next, p, make(spans))
+			continue
+		}
+		f := openELF(io.NewSectionReader(readerAt{ctx, open}, p.entry.DataOff, p.entry.Size))
+		next = s.add(next, f.loader(), nil)
+		for _, name := range f.mentioned() {
+			next = s.addLibrary(next, name, p.folders)
+		}
+	}
+	if len(next) > 0 {
+		next = s.addSurroundings(next, cmd)
+		s.begin(ctx, partsOf(next))
+	}
+	return next
 }
 
 // addLibrary adds the library that the loader would find under that name.

@@ -303,7 +303,7 @@ func sizeIn(resp *http.Response) (int64, bool) {
 	return size, true
 }
 
-// vouch notes what a manifest lists, which the upstream has just let this
+// vouch notes what a manifest lists and brings, which the upstream has just let this
 // client read in this repository: who may read the one may read the others.
 // What has addresses of its own (descriptors with urls) need not be in the
 // repository, so nothing is said of it.
@@ -326,6 +326,9 @@ func (r *request) vouch(data []byte, at time.Time) {
 			}
 		}
 		r.m.access.members.put(i, m)
+		if d.what == aBlob {
+			r.m.embed(d.Descriptor)
+		}
 	}
 }
 

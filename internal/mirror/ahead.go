@@ -81,7 +81,7 @@ func (r *request) lookAhead(data []byte) {
 	if len(p.layers) == 0 || len(p.layers) > maxVouched {
 		return
 	}
-	if f, ok := r.foresee(doc.Config, 0); ok && doc.Config.Size <= maxConfig {
+	if f, ok := r.foresee(doc.Config, 0); ok && doc.Config.Size <= maxConfig && !r.m.brought(doc.Config.Digest) {
 		p.config = &f
 	}
 	if r.req.Method == http.MethodHead {

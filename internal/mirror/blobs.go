@@ -61,18 +61,18 @@ func tag(d digest.Digest) string { return `"` + d.String() + `"` }
 
 // read answers with what the node reads.
 func (r *request) read(ctx context.Context, ref blob.Ref) (sent ranges.Sent, size int64, err error) {
-	b, err := r.m.opens.get(ctx, opening{ref, r.who})
+	b, done, err := r.m.open(ctx, opening{ref, r.who})
 	if err != nil {
 		return sent, 0, err
 	}
-	defer func() { r.m.opens.put(b, err != nil) }()
+	defer func() { done(err != nil) }()
 	size = b.Size()
 	if size == 0 && ref.Digest.Algorithm().FromBytes(nil) != ref.Digest {
 		return sent, size, blob.Errorf(blob.Corrupt, "read blob %v: it is said to be empty, which its digest is not of", ref)
 	}
 	ref.Size = size
 	sent, err = ranges.Serve(r.w, r.req.WithContext(ctx), ranges.Content{
-		Blob: &carried{Blob: b.Blob, r: r, ref: ref}, ETag: tag(ref.Digest),
+		Blob: &carried{Blob: b, r: r, ref: ref}, ETag: tag(ref.Digest),
 		Header: http.Header{"Docker-Content-Digest": {ref.Digest.String()}},
 	})
 	return sent, size, err

@@ -51,6 +51,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"skimmer/internal/blob"
 	"skimmer/internal/origin"
 )
@@ -122,6 +124,7 @@ type Mirror struct {
 	known    *table[address, destination]
 	kept     *shelf
 	opens    *opens
+	embedded *table[digest.Digest, []byte]
 	ctx      context.Context // ends with Close
 	stop     context.CancelFunc
 	queue    chan prefetch
@@ -160,7 +163,7 @@ func New(cfg Config) (*Mirror, error) {
 		return max(d, 0)
 	}
 	m.access = newAccess(orDefault(cfg.AuthorizationTTL, 5*time.Minute), orDefault(cfg.AuthorizationGrace, time.Hour))
-	m.opens = newOpens(cfg.Source)
+	m.opens, m.embedded = newOpens(cfg.Source), newTable[digest.Digest, []byte](maxEmbeds)
 	m.foreseen = newTable[opening, *pull](maxForeseen)
 	m.tags, m.known = newTags(), newTable[address, destination](maxDestinations)
 	var err error

@@ -3,6 +3,7 @@ package mirror
 import (
 	"bufio"
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ import (
 //	registry NAME [auth=token|basic] [private=REPO,...] [redirect]   users alice and bob, password "secret"
 //	mirror REGISTRY [ttl=never] [grace=never]         anew, and with nothing held; by default all is remembered
 //	image NAME REGISTRY REPO TAG SIZE...              defines {NAME}, {NAME.0} (layers); sizes are also seeds
-//	blob NAME REGISTRY REPO SIZE                      the same size is the same blob
+//	blob NAME REGISTRY REPO SIZE                      the same size is the same blob; defines {NAME}, and {NAME.data} in base64
 //	document NAME REGISTRY REPO TAG TYPE JSON         a manifest as it stands
 //	token NAME REGISTRY REPO [USER]                   defines {NAME}, an Authorization header
 //	basic NAME USER
@@ -239,6 +240,7 @@ func (s *script) add(line string) {
 
 func (s *script) define(name string, d digest.Digest, p []byte) {
 	s.names[name] = d.String()
+	s.names[name+".data"] = base64.StdEncoding.EncodeToString(p)
 	s.content[d.String()] = p
 }
 

@@ -83,6 +83,11 @@ func Convert(ctx context.Context, src, dst Name, opts ConvertOptions) (*Result, 
 	return t.result(root, c.describe), nil
 }
 
+// maxEmbedded is the largest configuration that is put into the manifest, too (OCI
+// image-spec, "Descriptor": the field data), in bytes: who knows to look there need not
+// ask the registry for it. Most have 2 to 10 KB; a manifest may have 4 MiB.
+const maxEmbedded = 32 << 10
+
 // conversion is one run of Convert.
 type conversion struct {
 	*transfer
@@ -258,6 +263,9 @@ func (c *conversion) rewriteImage(ctx context.Context, n *node) error {
 	m.Config.Digest, m.Config.Size, m.Config.Data = digest.FromBytes(conf), int64(len(conf)), nil
 	if err := c.storeBytes(ctx, m.Config, conf); err != nil {
 		return err
+	}
+	if len(conf) <= maxEmbedded {
+		m.Config.Data = conf
 	}
 	return n.replace(ocispec.MediaTypeImageManifest, m)
 }

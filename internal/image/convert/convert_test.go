@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
@@ -66,6 +67,9 @@ func checkImage(t *testing.T, src, img v1.Image) {
 	conf, err := img.ConfigFile()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if raw, err := img.RawConfigFile(); err != nil || !bytes.Equal(raw, m.Config.Data) {
+		t.Errorf("the manifest brings the config %q, %v, want %q", m.Config.Data, err, raw)
 	}
 	want, err := src.ConfigFile()
 	if err != nil {
@@ -533,6 +537,27 @@ func TestRewriteConfigKeepsUnknown(t *testing.T) {
 }
 
 // TestForeignLayer keeps a layer that registries do not have.
+// A config that would make the manifest large is not put into it.
+func TestLargeConfig(t *testing.T) {
+	img := testImage(t, "amd64", types.DockerLayer)
+	conf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf = conf.DeepCopy()
+	conf.Config.Labels = map[string]string{"large": strings.Repeat("x", maxEmbedded)}
+	if img, err = mutate.ConfigFile(img, conf); err != nil {
+		t.Fatal(err)
+	}
+	to := Name{Transport: Layout, Path: filepath.Join(t.TempDir(), "out")}
+	if _, err := Convert(t.Context(), writeLayout(t, "v1", img), to, small(t)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := resultImage(t, to).Manifest(); err != nil || m.Config.Data != nil {
+		t.Errorf("the manifest brings %d bytes of the config, %v", len(m.Config.Data), err)
+	}
+}
+
 func TestForeignLayer(t *testing.T) {
 	img := testImage(t, "amd64", types.DockerLayer)
 	src := writeLayout(t, "v1", img)
