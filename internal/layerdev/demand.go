@@ -20,6 +20,12 @@ const (
 	// laterRun for nobody who waits: short enough to be overtaken.
 	maxRun   = 8 << 20
 	laterRun = 4 << 20
+	// What the kernel reads at once it asks for in pieces, which EROFS makes of 16
+	// pages: of windowBytes for a page fault (see erofs.Mount), one after the other
+	// within piecesWithin. A read is taken for one if it has pieceBytes.
+	windowBytes  = 256 << 10
+	pieceBytes   = 48 << 10
+	piecesWithin = 200 * time.Microsecond
 )
 
 // flight is the fetching of one stream. Whoever wants a chunk of it waits on
@@ -49,8 +55,11 @@ type run struct {
 	over    func() // where set, called when all flights are over
 	// received, where set, is called when nothing more of it is on its way.
 	received func()
-	traffic  blob.Traffic
-	told     atomic.Bool // a reader was told of the traffic
+	// pieces says that the next stream may be asked for in a moment; then that is
+	// added to it. It is set before the run begins.
+	pieces  bool
+	traffic blob.Traffic
+	told    atomic.Bool // a reader was told of the traffic
 }
 
 // want is a part of the data that somebody reads.
@@ -254,6 +263,12 @@ func (l *Layer) startMissing(c *contents, w want) *flight {
 		if !l.idle(c, s) || l.heldStream(c, w, s) || w.prio == blob.Demand && l.resting(s) != nil {
 			continue
 		}
+		if f := l.grow(c, w, s); f != nil {
+			if first == nil {
+				first = f
+			}
+			continue
+		}
 		r := l.newRun(c, w.prio, s, func(next int, bytes int64) bool {
 			st := c.ix.Streams[next]
 			switch {
@@ -265,8 +280,12 @@ func (l *Layer) startMissing(c *contents, w want) *flight {
 			return w.prio == blob.Demand && st.End-st.Off <= neighbourStream &&
 				st.End-c.ix.Streams[max(s, lastStream)].End <= neighbourBytes
 		})
+		r.pieces = w.prio == blob.Demand && l.splits(c, w, r)
 		if !l.start(c, r) {
 			return nil
+		}
+		if r.pieces {
+			l.growing = r
 		}
 		if first == nil {
 			first = r.flights[0]
@@ -279,6 +298,45 @@ func (l *Layer) startMissing(c *contents, w want) *flight {
 		}
 	}
 	return first
+}
+
+// splits reports whether w is a piece of a read that goes on in the stream behind a run
+// that was made for it. l.mu is held.
+func (l *Layer) splits(c *contents, w want, r *run) bool {
+	next := r.last() + 1
+	if w.end-w.off < pieceBytes || next >= len(c.ix.Streams) || !l.idle(c, next) {
+		return false
+	}
+	return c.ix.Chunks[c.ix.Streams[next].FirstChunk].DataOff < w.off+windowBytes
+}
+
+// grow adds a stream to the run in front of it that waits for that, and returns its
+// flight; nil if there is none. l.mu is held.
+func (l *Layer) grow(c *contents, w want, stream int) *flight {
+	r := l.growing
+	if r == nil || w.prio != blob.Demand || r.last()+1 != stream || c.ix.Streams[stream].End-c.ix.Streams[r.first].Off > maxRun {
+		return nil
+	}
+	f := newFlight(stream, w.prio)
+	f.run = r
+	l.flights[stream] = f
+	r.flights = append(r.flights, f)
+	return f
+}
+
+// gatherPieces waits for what may be added to a run.
+func (l *Layer) gatherPieces(r *run) {
+	t := time.NewTimer(piecesWithin)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.ctx.Done():
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.growing == r {
+		l.growing = nil
+	}
 }
 
 // want returns a channel that is closed when a chunk can be had, or cannot.

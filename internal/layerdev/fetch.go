@@ -30,6 +30,9 @@ func (l *Layer) fetch(c *contents, r *run) {
 	if r.over != nil {
 		defer r.over()
 	}
+	if r.pieces {
+		l.gatherPieces(r)
+	}
 	ctx, cancel := context.WithCancelCause(blob.WithPriority(l.ctx, r.prio))
 	defer cancel(nil)
 	stalled := blob.Errorf(blob.Timeout, "source has delivered nothing for %v", l.cfg.IOTimeout)

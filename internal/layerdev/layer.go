@@ -141,6 +141,7 @@ type Layer struct {
 	closed  bool
 	blob    blob.Blob
 	flights map[int]*flight // by stream
+	growing *run            // the last one that streams may be added to; nil if none
 	cursors cursors
 	outage  outage
 }

@@ -143,6 +143,48 @@ func TestSmallNeighboursComeAlong(t *testing.T) {
 	}
 }
 
+// What the kernel reads at once in several pieces is asked for at once, too, where they
+// are of two streams; what does not come at once is not waited for.
+func TestPiecesComeTogether(t *testing.T) {
+	const chunk, piece = 1 << 20, 64 << 10
+	tl := build(t, shape{sizes: []int{4 * chunk}, chunk: chunk})
+	for _, c := range []struct {
+		name     string
+		off, n   int64
+		later    time.Duration
+		next     int64
+		requests int
+	}{
+		{"the next piece", chunk - piece, piece, 0, chunk, 1},
+		{"one that comes late", chunk - piece, piece, 2 * piecesWithin, chunk, 2},
+		{"one elsewhere", chunk - piece, piece, 0, 2 * chunk, 2},
+		{"behind a small read", chunk - piece, 4096, 0, chunk, 2},
+		{"behind one that ends before", chunk - windowBytes - piece, piece, 0, chunk, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				src := &fakeBlob{p: tl.blob}
+				l := newLayer(t, tl, LayerConfig{Blob: src.open})
+				var wg sync.WaitGroup
+				wg.Go(func() { checkRead(t, l, tl, c.off, c.n) })
+				synctest.Wait()
+				time.Sleep(c.later)
+				wg.Go(func() { checkRead(t, l, tl, c.next, piece) })
+				wg.Wait()
+				if reads := src.readRanges(); len(reads) != c.requests {
+					t.Errorf("%v were asked for, want %d requests", reads, c.requests)
+				}
+				if s, n := src.fetchedTwice(tl.ix); n > 0 {
+					t.Errorf("stream %d was fetched %d times", s, n)
+				}
+				if err := l.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // One reader that waits must not keep others from what is there, and all who
 // wait for the same wait for one fetch.
 func TestOneFetchHoweverManyWait(t *testing.T) {
