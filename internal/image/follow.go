@@ -5,10 +5,10 @@ import (
 	"context"
 	"maps"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 
+	"skimmer/internal/image/nodejs"
 	"skimmer/internal/image/python"
 )
 
@@ -37,8 +37,9 @@ type follower struct {
 	opened   []string
 
 	// mu guards what follows. Order: mu, starter.mu.
-	mu      sync.Mutex
-	modules *python.Modules // nil before an interpreter is known
+	mu     sync.Mutex
+	python *python.Modules // nil before an interpreter is known
+	node   *nodejs.Modules // nil before there is reason to think of it
 	// order has the modules that were found and not looked into, of *module, in the
 	// order in which the program will read them.
 	order        list.List
@@ -138,10 +139,16 @@ func (f *follower) command(cmd command) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	interpreter := f.s.interpreterPath()
-	version := python.Version(interpreter)
-	if version == "" {
-		return
+	switch version := python.Version(interpreter); {
+	case version != "":
+		f.pythonCommand(cmd, interpreter, version)
+	case nodejs.IsInterpreter(interpreter):
+		f.nodeCommand(cmd)
 	}
+}
+
+// pythonCommand finds what the interpreter reads first. f.mu is held.
+func (f *follower) pythonCommand(cmd command, interpreter, version string) {
 	main := python.Program{Name: f.s.program(cmd)} // a script, by its first line
 	if strings.HasPrefix(path.Base(cmd.args[0]), "python") {
 		main = python.ProgramOf(cmd.args)
@@ -149,39 +156,77 @@ func (f *follower) command(cmd command) {
 	if main.Kind == python.Nothing {
 		return
 	}
-	f.openModules(version)
-	f.insert(nil, f.modules.Interpreter(interpreter))
-	for _, dir := range cmd.modules {
-		f.modules.Search(dir)
+	f.openPython(version)
+	f.insert(nil, f.python.Interpreter(interpreter))
+	for _, dir := range cmd.pythonPath {
+		f.python.Search(dir)
 	}
-	f.modules.Environment(f.s.program(cmd))
+	f.python.Environment(f.s.program(cmd))
 	switch main.Kind {
 	case python.CommandText:
-		f.insert(nil, f.modules.Command(main.Name))
+		f.insert(nil, f.python.Command(main.Name))
 	case python.ModuleName:
-		f.modules.Search(cmd.dir)
-		f.insert(nil, f.modules.Main(main.Name))
+		f.python.Search(cmd.dir)
+		f.insert(nil, f.python.Main(main.Name))
 	case python.ScriptFile:
-		f.script(path.Join(cmd.dir, main.Name), main.Name)
+		if main.Name != "" {
+			f.script(absolute(cmd.dir, main.Name), inPython)
+		}
 	}
 }
 
-// script adds the file that the interpreter runs. It may have been asked for already, but
-// what it names was not looked for. f.mu is held.
-func (f *follower) script(file, name string) {
-	if path.IsAbs(name) {
-		file = name
+// nodeCommand finds what Node.js reads first. f.mu is held.
+func (f *follower) nodeCommand(cmd command) {
+	f.openNode(cmd.nodePath)
+	main := nodejs.Program{File: f.s.program(cmd)} // a script, by its first line
+	if nodejs.IsInterpreter(cmd.args[0]) {
+		main = nodejs.ProgramOf(cmd.args)
 	}
-	if at, real, ok := f.s.names.file(file); ok && name != "" && f.found[at] == nil {
-		m := &module{program: program{located: at, path: real, script: true}}
+	if main.File == "" && main.Text == "" {
+		return
+	}
+	f.insert(nil, f.node.Interpreter())
+	for _, name := range main.Preload {
+		f.insert(nil, f.node.Preloaded(cmd.dir, name))
+	}
+	if main.File == "" {
+		f.insert(nil, f.node.Command(cmd.dir, main.Text))
+		return
+	}
+	for _, file := range f.node.Main(absolute(cmd.dir, main.File)) {
+		f.script(file, languageOf(file, inNode))
+	}
+}
+
+// absolute returns the path of a file that is named in dir.
+func absolute(dir, name string) string {
+	if path.IsAbs(name) {
+		return name
+	}
+	return path.Join(dir, name)
+}
+
+// script adds a file that the interpreter runs. It may have been asked for already, but
+// what it names was not looked for. f.mu is held.
+func (f *follower) script(file string, in language) {
+	if at, real, ok := f.s.names.file(file); ok && f.found[at] == nil {
+		m := &module{program: program{located: at, path: real, script: in}}
 		f.found[at] = m
 		m.at = f.order.PushBack(m)
 	}
 }
 
-// openModules makes the modules known for an interpreter. f.mu is held.
-func (f *follower) openModules(version string) {
-	f.modules = python.NewModules(version, func(yield func(string) bool) {
+// openNode makes the modules known for Node.js. f.mu is held.
+func (f *follower) openNode(folders []string) {
+	f.node = nodejs.NewModules(func(file string) (string, bool) {
+		_, real, ok := f.s.names.file(file)
+		return real, ok
+	}, folders)
+}
+
+// openPython makes the modules known for an interpreter. f.mu is held.
+func (f *follower) openPython(version string) {
+	f.python = python.NewModules(version, func(yield func(string) bool) {
 		for name := range maps.Keys(f.s.names) {
 			if !yield("/" + name) {
 				return
@@ -221,18 +266,15 @@ func (f *follower) next() []*module {
 func (f *follower) lookInto(ctx context.Context, m *module) {
 	var paths []string
 	var libraries []program
-	switch {
-	case m.script || isModule(m.path):
+	if in := languageOf(m.path, m.script); in != noLanguage {
 		content := f.content(ctx, m)
 		f.mu.Lock()
-		if f.modules != nil && content != nil {
-			var err error
-			if paths, err = f.modules.Loads(m.path, content); err != nil {
-				f.s.lib.log.Debug("could not look into a module", "file", m.path, "error", err)
-			}
+		var err error
+		if paths, err = f.loads(m.path, in, content); err != nil {
+			f.s.lib.log.Debug("could not look into a module", "file", m.path, "error", err)
 		}
 		f.mu.Unlock()
-	default:
+	} else {
 		loaded := make(spans)
 		libraries = f.s.needs(ctx, nil, m.program, loaded)
 		if !m.small() {
@@ -246,6 +288,18 @@ func (f *follower) lookInto(ctx context.Context, m *module) {
 	f.insert(m.at, paths)
 	f.order.Remove(m.at)
 	m.at = nil
+}
+
+// loads returns what loading a module reads in addition. f.mu is held.
+func (f *follower) loads(file string, in language, content []byte) ([]string, error) {
+	switch {
+	case content == nil:
+	case in == inPython && f.python != nil:
+		return f.python.Loads(file, content)
+	case in == inNode && f.node != nil:
+		return f.node.Loads(file, content)
+	}
+	return nil, nil
 }
 
 // content returns what is in a module; nil if it cannot be had.
@@ -312,14 +366,33 @@ func (f *follower) insertPrograms(at *list.Element, programs []program) *list.El
 	return at
 }
 
-// isModule reports whether what is in a file are modules' names, and not a library.
-func isModule(file string) bool {
-	return slices.Contains([]string{".py", ".pyc", ".pth"}, path.Ext(file))
+// language is one whose modules name others.
+type language uint8
+
+const (
+	noLanguage language = iota
+	inPython
+	inNode
+)
+
+// languageOf returns the language that a file is in, or, if its name does not say, other.
+func languageOf(file string, other language) language {
+	switch path.Ext(file) {
+	case ".py", ".pyc", ".pth":
+		return inPython
+	case ".js", ".cjs", ".mjs":
+		return inNode
+	case ".json":
+		if path.Base(file) == "package.json" {
+			return inNode
+		}
+	}
+	return other
 }
 
-// follows reports whether a file may name others.
+// follows reports whether a file may name others: in its text, or as a library.
 func follows(file string) bool {
-	return isModule(file) || strings.Contains(path.Base(file), ".so")
+	return languageOf(file, noLanguage) != noLanguage || strings.Contains(path.Base(file), ".so") || path.Ext(file) == ".node"
 }
 
 // readBy notes that the program has read a file for the first time: what that names is
@@ -329,9 +402,16 @@ func (f *follower) readBy(file string) {
 	if !ok {
 		return
 	}
-	if f.modules == nil {
+	switch in := languageOf(real, noLanguage); {
+	case in == inPython && f.python == nil:
 		if version := python.VersionOf(real); version != "" {
-			f.openModules(version)
+			f.openPython(version)
+		}
+	case in == inNode && f.node == nil:
+		f.openNode(nil)
+		if !f.node.Describes(real) {
+			f.node = nil // maybe it is for a browser
+			return
 		}
 	}
 	m := f.found[at]

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,9 +43,28 @@ func pythonFiles(t *testing.T) map[string][]byte {
 	}
 }
 
-// pushPython pushes an image of files, with what nobody wants between any two, and returns
+// nodeFiles are an interpreter, a program, and what that loads, directly or not; none loads
+// what is called unused. A native module needs a library.
+func nodeFiles(t *testing.T) map[string][]byte {
+	const p = "app/node_modules/p/"
+	return map[string][]byte{
+		"usr/bin/node":           library(t, 8192, "libc.so.6"),
+		"usr/lib/libc.so.6":      library(t, 8192),
+		"app/package.json":       []byte(`{"name": "app"}`),
+		"app/server.js":          []byte("require('./helper'); require('fs')\n"),
+		"app/helper.js":          []byte("import { a } from 'p'\n"),
+		"app/unused.js":          []byte("require('never')\n"),
+		p + "package.json":       []byte(`{"main": "./lib/main"}`),
+		p + "lib/main.js":        []byte("require('./native'); exports.later = () => require('./unused')\n"),
+		p + "lib/unused.js":      []byte("require('never')\n"),
+		p + "lib/native.node":    library(t, 8192, "libnative.so.1"),
+		"usr/lib/libnative.so.1": library(t, 8192),
+	}
+}
+
+// pushFiles pushes an image of files, with what nobody wants between any two, and returns
 // how many bytes all take that a program reads, and its name.
-func (w *world) pushPython(t *testing.T, files map[string][]byte, edit func(*ocispec.Manifest)) (name image.Name, wanted int64) {
+func (w *world) pushFiles(t *testing.T, files map[string][]byte, edit func(*ocispec.Manifest)) (name image.Name, wanted int64) {
 	w.bodies = files
 	var layer []*tar.Header
 	made := map[string]bool{}
@@ -56,7 +76,7 @@ func (w *world) pushPython(t *testing.T, files map[string][]byte, edit func(*oci
 			}
 		}
 		layer = append(layer, file(name, len(files[name])), file(fmt.Sprintf("filler%d", i), 128<<10))
-		if base := filepath.Base(name); base != "unused.py" {
+		if base := filepath.Base(name); !strings.HasPrefix(base, "unused.") {
 			wanted += int64(len(files[name]))
 		}
 	}
@@ -74,21 +94,28 @@ func parents(name string) (all []string) {
 // and nothing else, before anybody reads anything.
 func TestFollowCommand(t *testing.T) {
 	testkit.NeedMount(t)
-	for name, cmd := range map[string][]string{
-		"script":  {"/usr/bin/python3.11", "main.py"},
-		"module":  {"/usr/bin/python3.11", "-m", "main"},
-		"command": {"/usr/bin/python3.11", "-u", "-c", "import main"},
+	wrapped := nodeFiles(t)
+	wrapped["bin/init"] = library(t, 8192)
+	for name, c := range map[string]struct {
+		files map[string][]byte
+		cmd   []string
+	}{
+		"python script":  {pythonFiles(t), []string{"/usr/bin/python3.11", "main.py"}},
+		"python module":  {pythonFiles(t), []string{"/usr/bin/python3.11", "-m", "main"}},
+		"python command": {pythonFiles(t), []string{"/usr/bin/python3.11", "-u", "-c", "import main"}},
+		"node":           {nodeFiles(t), []string{"node", "--inspect", "server"}},
+		"node by init":   {wrapped, []string{"/bin/init", "--", "node", "./server.js"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld()
 			config, err := json.Marshal(ocispec.Image{Config: ocispec.ImageConfig{
-				Cmd: cmd, WorkingDir: "/app", Env: []string{"PATH=/usr/bin", "PYTHONPATH=/app"},
+				Cmd: c.cmd, WorkingDir: "/app", Env: []string{"PATH=/usr/bin", "PYTHONPATH=/app"},
 			}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			configured := digest.FromBytes(config)
-			image, wanted := w.pushPython(t, pythonFiles(t), func(m *ocispec.Manifest) { m.Config.Digest = configured })
+			image, wanted := w.pushFiles(t, c.files, func(m *ocispec.Manifest) { m.Config.Digest = configured })
 			w.prepareAndWait(t, image, configured, config, wanted)
 		})
 	}
@@ -118,16 +145,41 @@ func (w *world) prepareAndWait(t *testing.T, name image.Name, configured digest.
 // image's command is.
 func TestFollowReads(t *testing.T) {
 	testkit.NeedMount(t)
+	t.Run("python", func(t *testing.T) {
+		following{
+			files: pythonFiles(t), unread: []string{"usr/bin/python3.11", "usr/lib/libc.so.6", "usr/lib/python3.11/encodings/utf_8.py"},
+			read: []string{"usr/lib/python3.11/encodings/__init__.py", "app/main.py"},
+			then: []string{"usr/lib/python3/dist-packages/p/sub.py", "usr/lib/python3.11/lib-dynload/_native.abi3.so", "usr/lib/libnative.so.1"},
+		}.run(t)
+	})
+	t.Run("node", func(t *testing.T) {
+		following{
+			files: nodeFiles(t), unread: []string{"usr/bin/node", "usr/lib/libc.so.6"},
+			read: []string{"app/package.json", "app/server.js"},
+			then: []string{"app/node_modules/p/lib/main.js", "app/node_modules/p/lib/native.node", "usr/lib/libnative.so.1"},
+		}.run(t)
+	})
+}
+
+// following is an image of which something is read, and what is then here without the
+// registry: all but what is unread.
+type following struct {
+	files              map[string][]byte
+	unread, read, then []string
+}
+
+func (f following) run(t *testing.T) {
 	w := newWorld()
-	files := pythonFiles(t)
-	name, wanted := w.pushPython(t, files, nil)
-	wanted -= int64(len(files["usr/bin/python3.11"]) + len(files["usr/lib/libc.so.6"]) + len(files["usr/lib/python3.11/encodings/utf_8.py"]))
+	name, wanted := w.pushFiles(t, f.files, nil)
+	for _, name := range f.unread {
+		wanted -= int64(len(f.files[name]))
+	}
 	l := open(t, w, t.TempDir(), nil)
 	target := filepath.Join(t.TempDir(), "mnt")
 	if _, _, err := l.Mount(t.Context(), name, target); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"usr/lib/python3.11/encodings/__init__.py", "app/main.py"} {
+	for _, name := range f.read {
 		if _, err := os.ReadFile(filepath.Join(target, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +192,7 @@ func TestFollowReads(t *testing.T) {
 	})
 	// What is here needs no registry.
 	w.away.Store(true)
-	for _, name := range []string{"usr/lib/python3/dist-packages/p/sub.py", "usr/lib/python3.11/lib-dynload/_native.abi3.so", "usr/lib/libnative.so.1"} {
+	for _, name := range f.then {
 		if _, err := os.ReadFile(filepath.Join(target, name)); err != nil {
 			t.Error(err)
 		}

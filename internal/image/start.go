@@ -16,6 +16,7 @@ import (
 
 	"skimmer/internal/blob"
 	"skimmer/internal/estargz"
+	"skimmer/internal/image/nodejs"
 	"skimmer/internal/image/python"
 	"skimmer/internal/layerdev"
 )
@@ -27,11 +28,13 @@ import (
 
 // command is what an image runs when nobody says otherwise.
 type command struct {
-	args    []string
-	path    []string // folders of the PATH variable
-	locale  string   // as glibc names its folder; empty for that of C
-	dir     string   // where it is run
-	modules []string // folders of the PYTHONPATH variable
+	args   []string
+	path   []string // folders of the PATH variable
+	locale string   // as glibc names its folder; empty for that of C
+	dir    string   // where it is run
+	// pythonPath and nodePath are the folders of the variables PYTHONPATH and NODE_PATH.
+	pythonPath, nodePath []string
+	wrapper              string // what is run to run it, if anything is
 }
 
 // always are files that nearly every program of a usual distribution reads
@@ -107,7 +110,9 @@ func startOf(ctx context.Context, manifest []byte, nearby Content) command {
 		case "LANG", "LC_ALL":
 			cmd.locale = localeFolder(value)
 		case "PYTHONPATH":
-			cmd.modules = strings.Split(value, ":")
+			cmd.pythonPath = strings.Split(value, ":")
+		case "NODE_PATH":
+			cmd.nodePath = strings.Split(value, ":")
 		}
 	}
 	if cmd.path == nil {
@@ -213,6 +218,7 @@ func (l *Library) fetchStart(ctx context.Context, rec *recording, layers []Layer
 				following.Go(func() { s.follow(ctx, p.command) })
 			})
 			if len(p.command.args) > 0 {
+				p.command = s.unwrapped(p.command)
 				s.command(ctx, p.command, follow)
 			}
 			follow()
@@ -363,16 +369,37 @@ func (s *starter) first(cmd command) []program {
 			next[1+i].program = true
 		}
 	}
+	if cmd.wrapper != "" {
+		next = s.add(next, s.programNamed(cmd.wrapper, cmd.path), nil)
+	}
 	return next
 }
 
+// unwrapped returns the command without what runs it, as an init process or a script that
+// prepares things does, if what it runs is an interpreter.
+func (s *starter) unwrapped(cmd command) command {
+	for i, arg := range cmd.args {
+		if !nodejs.IsInterpreter(arg) && !strings.HasPrefix(path.Base(arg), "python") {
+			continue
+		}
+		if i > 0 && s.programNamed(arg, cmd.path) != "" {
+			cmd.wrapper, cmd.args = cmd.args[0], cmd.args[i:]
+		}
+		break
+	}
+	return cmd
+}
+
 // program returns the path of the program the command runs.
-func (s *starter) program(cmd command) string {
-	name := cmd.args[0]
+func (s *starter) program(cmd command) string { return s.programNamed(cmd.args[0], cmd.path) }
+
+// programNamed returns the path of a program that is looked for in folders; empty if it is
+// in none.
+func (s *starter) programNamed(name string, folders []string) string {
 	if strings.Contains(name, "/") {
 		return name
 	}
-	for _, dir := range cmd.path {
+	for _, dir := range folders {
 		if _, _, ok := s.names.file(path.Join(dir, name)); ok {
 			return path.Join(dir, name)
 		}
@@ -387,7 +414,7 @@ type program struct {
 	folders []string // of whoever wants it
 	program bool     // it is what the command runs, or what that is a front of
 	whole   bool     // it will be used all over
-	script  bool     // it is a source of modules' names whatever it is called
+	script  language // what it is in whatever it is called
 }
 
 // small reports whether all of it is fetched whatever is used of it.
@@ -411,7 +438,7 @@ func (s *starter) add(list []program, name string, folders []string) []program {
 		return list
 	}
 	s.asked[found] = true
-	if python.Version(real) != "" && s.interpreter == "" {
+	if s.interpreter == "" && (python.Version(real) != "" || nodejs.IsInterpreter(real)) {
 		s.interpreter = real
 	}
 	return append(list, program{located: found, path: real, folders: folders})

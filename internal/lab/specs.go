@@ -29,6 +29,9 @@ func Specs() []Spec {
 			link("usr/bin/java", "../lib/jvm/java-17-openjdk-$arch/bin/java").
 			program("version", "/usr/bin/java", "-version").
 			program("import", "/usr/bin/java", "--list-modules"),
+		debian("webpack", "Node.js with a web framework and a bundler: a program of hundreds of modules").
+			with([]string{"nodejs"}, []string{"node-express", "webpack"}).
+			program("import", "/usr/bin/node", "-e", `require("express"); require("webpack"); console.log(process.versions.v8)`),
 		debian("ruby", "Ruby").
 			with([]string{"ruby"}).
 			program("version", "/usr/bin/ruby", "--version").
