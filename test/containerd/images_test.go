@@ -142,7 +142,7 @@ func (im *testImage) store(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := im.registry.AddBlob(im.repo, config)
-	im.manifest.Config.Digest, im.manifest.Config.Size = ref.Digest, ref.Size
+	im.manifest.Config.Digest, im.manifest.Config.Size, im.manifest.Config.Data = ref.Digest, ref.Size, nil
 	p, err := json.Marshal(im.manifest)
 	if err != nil {
 		t.Fatal(err)
