@@ -121,7 +121,7 @@ func (s *swarmed) arrive() bool {
 // operation is a transfer granted and ended: what a scheduler decides per
 // transfer. The peers are at different places when it begins.
 func BenchmarkGrant(b *testing.B) {
-	for _, n := range []int{100, 1000, 10000} {
+	for _, n := range []int{100, 1000, 10000, 100000} {
 		b.Run(fmt.Sprint("bulk/peers=", n), func(b *testing.B) {
 			benchmarkGrant(b, n, min(n*256/2, 200000), func() *swarmed { return newSwarmed(n, 4) })
 		})
