@@ -150,7 +150,7 @@ func (f *follower) command(cmd command) {
 // pythonCommand finds what the interpreter reads first. f.mu is held.
 func (f *follower) pythonCommand(cmd command, interpreter, version string) {
 	main := python.Program{Name: f.s.program(cmd)} // a script, by its first line
-	if strings.HasPrefix(path.Base(cmd.args[0]), "python") {
+	if python.IsInterpreter(cmd.args[0]) {
 		main = python.ProgramOf(cmd.args)
 	}
 	if main.Kind == python.Nothing {

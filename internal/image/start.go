@@ -379,7 +379,7 @@ func (s *starter) first(cmd command) []program {
 // prepares things does, if what it runs is an interpreter.
 func (s *starter) unwrapped(cmd command) command {
 	for i, arg := range cmd.args {
-		if !nodejs.IsInterpreter(arg) && !strings.HasPrefix(path.Base(arg), "python") {
+		if !nodejs.IsInterpreter(arg) && !python.IsInterpreter(arg) {
 			continue
 		}
 		if i > 0 && s.programNamed(arg, cmd.path) != "" {

@@ -1,6 +1,9 @@
 package python
 
-import "strings"
+import (
+	"path"
+	"strings"
+)
 
 // Program is what an interpreter runs. The zero value is what it reads from its input.
 type Program struct {
@@ -19,6 +22,9 @@ const (
 	CommandText
 	Nothing
 )
+
+// IsInterpreter reports whether a command is that of an interpreter, by its name: "python3".
+func IsInterpreter(command string) bool { return strings.HasPrefix(path.Base(command), "python") }
 
 // ProgramOf returns what an interpreter runs that is called so (Python Setup and Usage,
 // 1.1). args[0] is its own name.
